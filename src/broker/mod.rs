@@ -1,0 +1,1 @@
+//! The broker: routing and policy behind a few synchronous calls.
