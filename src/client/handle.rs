@@ -8,6 +8,7 @@ use super::driver;
 use super::establish::establish;
 use super::options::check_topic;
 use super::requests::{Request, Wanted};
+use super::routes::RouteId;
 use super::shared::Shared;
 use super::state::Parcel;
 use super::{
@@ -79,6 +80,22 @@ impl Subscribe {
     pub fn user_property(mut self, name: &str, value: &str) -> Self {
         self.user_properties.push((name.into(), value.into()));
         self
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.filters.is_empty() {
+            return Err(Error::Options("a subscription needs a topic filter")); // [MQTT-3.8.3-2]
+        }
+        self.filters.iter().try_for_each(|filter| check_filter(&filter.filter))
+    }
+
+    pub(crate) fn texts(&self) -> Vec<String> {
+        self.filters.iter().map(|filter| filter.filter.clone()).collect()
+    }
+
+    pub(crate) fn into_wanted(self, route: RouteId, position: u64) -> Wanted {
+        let Self { filters, identifier, user_properties } = self;
+        Wanted { route, filters, identifier, user_properties, position }
     }
 }
 
@@ -170,7 +187,10 @@ impl Client {
             other => other.ok(),
         };
         match permit {
-            Some(permit) => Ok(permit.forget()),
+            Some(permit) => {
+                permit.forget();
+                Ok(())
+            }
             None => Err(self.shared().ended().unwrap_or(Error::Closed)),
         }
     }
@@ -199,31 +219,16 @@ impl Client {
     /// filter; if it refuses some, [`Subscription::reasons`] tells.
     pub async fn subscribe(&self, wanted: impl Into<Subscribe>) -> Result<Subscription, Error> {
         let wanted = wanted.into();
-        if wanted.filters.is_empty() {
-            return Err(Error::Options("a subscription needs a topic filter")); // [MQTT-3.8.3-2]
-        }
-        for filter in &wanted.filters {
-            check_filter(&filter.filter)?;
-        }
-        let (done, answer) = oneshot::channel();
-        let texts = wanted.filters.iter().map(|filter| filter.filter.clone()).collect();
-        let (sent, subscription) = self.shared().change(|state| {
-            let filters = wanted.filters.iter().map(|filter| filter.filter.as_str().into());
-            let route = state.routes.add(filters.collect(), wanted.identifier);
-            let wanted = Wanted {
-                route,
-                filters: wanted.filters,
-                identifier: wanted.identifier,
-                user_properties: wanted.user_properties,
-                position: state.subscriptions.position(),
-            };
-            let sent = state.request(Request::Subscribe { wanted, done: Some(done) });
-            // From here on, dropping it takes the route back if anything fails.
-            (sent, Subscription::new(self.clone(), route, texts))
+        wanted.check()?;
+        let texts = wanted.texts();
+        let mut subscription = self.shared().change(|state| {
+            let filters = texts.iter().map(|text| text.as_str().into()).collect();
+            let route = state.routes.add(filters, wanted.identifier);
+            Subscription::new(self.clone(), route, Vec::new())
         });
-        sent?;
-        let answers = answer.await.unwrap_or(Err(Error::Closed))?.check()?;
-        Ok(subscription.granted(answers.reasons))
+        // If it fails, dropping the subscription takes its route back.
+        subscription.request(wanted, texts).await?;
+        Ok(subscription)
     }
 
     /// Ends subscriptions by their filters, whoever made them: an earlier connection of the same

@@ -76,6 +76,7 @@ mod url;
 
 pub use backoff::Reconnect;
 pub use delivery::{Acknowledgement, Delivery};
+pub(crate) use driver::random;
 pub use error::Error;
 pub use event::{Event, Events};
 pub use handle::{Client, DisconnectOptions, Subscribe};

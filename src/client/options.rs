@@ -57,6 +57,7 @@ pub struct Options {
     pub(crate) inbound_messages: usize,
     pub(crate) inbound_bytes: usize,
     pub(crate) overflow: Overflow,
+    pub(crate) keep_unclaimed: bool,
     pub(crate) reconnect: Reconnect,
 }
 
@@ -147,6 +148,7 @@ impl Options {
             inbound_messages: 8192,
             inbound_bytes: 16 << 20,
             overflow: Overflow::default(),
+            keep_unclaimed: false,
             reconnect: Reconnect::default(),
         }
     }
@@ -331,6 +333,15 @@ impl Options {
     #[must_use]
     pub const fn overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
+        self
+    }
+
+    /// Whether messages that no subscription wants are kept from the start on, because
+    /// [`Client::unclaimed`] will be read. Without it, those that come before that call may be
+    /// dropped.
+    #[must_use]
+    pub const fn keep_unclaimed(mut self, keep: bool) -> Self {
+        self.keep_unclaimed = keep;
         self
     }
 

@@ -91,6 +91,14 @@ impl Routes {
         id
     }
 
+    /// Adds filters to a subscription.
+    pub(crate) fn extend(&mut self, id: RouteId, filters: impl Iterator<Item = Box<str>>) {
+        self.cached = None;
+        if let Some(route) = self.routes.get_mut(&id) {
+            route.filters.extend(filters);
+        }
+    }
+
     /// From now on the unclaimed messages have a reader.
     pub(crate) fn read_unclaimed(&mut self) -> RouteId {
         self.unclaimed_is_read = true;

@@ -103,6 +103,10 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn new(options: &Options, client_id: String) -> Self {
         let bounds = Bounds { messages: options.inbound_messages, bytes: options.inbound_bytes };
+        let mut routes = Routes::new(bounds, options.receive_maximum);
+        if options.keep_unclaimed {
+            routes.read_unclaimed();
+        }
         Self {
             phase: Phase::Down,
             version: options.version,
@@ -115,7 +119,7 @@ impl State {
             inbound: Inbound::default(),
             outbound_aliases: OutboundAliases::default(),
             inbound_aliases: InboundAliases::default(),
-            routes: Routes::new(bounds, options.receive_maximum),
+            routes,
             overflow: options.overflow,
             limits: BrokerLimits::default(),
             freed: Freed::default(),

@@ -3,10 +3,13 @@
 use std::future::poll_fn;
 use std::task::{Context, Poll};
 
+use tokio::sync::oneshot;
+
 use super::inbound::Owed;
+use super::requests::Request;
 use super::routes::RouteId;
 use super::state::{Phase, State};
-use super::{Acknowledgement, Client, Error, Message};
+use super::{Acknowledgement, Client, Error, Message, Subscribe};
 use crate::mqtt::ReasonCode;
 
 /// The messages of one subscription.
@@ -57,9 +60,35 @@ impl Subscription {
         Self { client, route, filters, reasons: Vec::new() }
     }
 
-    pub(crate) fn granted(mut self, reasons: Vec<ReasonCode>) -> Self {
-        self.reasons = reasons;
-        self
+    /// Subscribes to more filters, whose messages come through this subscription too. It is an
+    /// error if the broker refuses all of them.
+    pub async fn extend(&mut self, wanted: impl Into<Subscribe>) -> Result<&[ReasonCode], Error> {
+        let wanted = wanted.into();
+        wanted.check()?;
+        let texts = wanted.texts();
+        let filters = texts.iter().map(|text| text.as_str().into());
+        self.client.shared().lock().routes.extend(self.route, filters);
+        let before = self.reasons.len();
+        self.request(wanted, texts).await?;
+        Ok(&self.reasons[before..])
+    }
+
+    /// Sends SUBSCRIBE and waits for the answer.
+    pub(crate) async fn request(
+        &mut self,
+        wanted: Subscribe,
+        texts: Vec<String>,
+    ) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        self.client.shared().change(|state| {
+            let position = state.subscriptions.position();
+            let wanted = wanted.into_wanted(self.route, position);
+            state.request(Request::Subscribe { wanted, done: Some(done) })
+        })?;
+        let answers = answer.await.unwrap_or(Err(Error::Closed))?.check()?;
+        self.filters.extend(texts);
+        self.reasons.extend(answers.reasons);
+        Ok(())
     }
 
     /// The broker's answers, one for each filter, in order: granted QoS or error.
