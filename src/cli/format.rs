@@ -137,10 +137,10 @@ impl Printer {
             b'E' => field.number(properties.message_expiry_secs, out),
             b'F' => field.number(properties.payload_format_indicator.map(u32::from), out),
             b'I' => field.text(Some(&iso_8601(now(time))), out),
-            b'j' => print_json(message, now(time), Json::text(&message.payload), self.pretty, out),
-            b'J' if message.payload.is_empty() => {
+            b'j' | b'J' if message.payload.is_empty() => {
                 print_json(message, now(time), Json::Null, self.pretty, out);
             }
+            b'j' => print_json(message, now(time), Json::text(&message.payload), self.pretty, out),
             b'J' => {
                 let payload = Json::parse(&message.payload).ok_or(NotJson)?;
                 print_json(message, now(time), payload, self.pretty, out);
