@@ -233,8 +233,16 @@ fn compare_subs(
         let seen = |output: &Output| (output.status.code(), show(&normalise(&output.stdout)));
         let (theirs, ours) = (seen(&pair[0]), seen(&pair[1]));
         if theirs != ours {
-            let stderr = show(&pair[1].stderr);
-            differences += &format!("{case:?}\n theirs {theirs:?}\n ours   {ours:?}\n {stderr}\n");
+            let same = theirs.1.bytes().zip(ours.1.bytes()).take_while(|(a, b)| a == b).count();
+            let cut = |text: &str| text.chars().skip(same).take(300).collect::<String>();
+            differences += &format!(
+                "{case:?} after {same} bytes\n theirs {:?} {}\n ours   {:?} {}\n {}\n",
+                theirs.0,
+                cut(&theirs.1),
+                ours.0,
+                cut(&ours.1),
+                show(&pair[1].stderr)
+            );
         }
     }
     assert!(differences.is_empty(), "{differences}");
@@ -326,6 +334,8 @@ fn json_and_times_print_the_same() {
         for format in ["%j", "%J"] {
             cases.push(case(format));
             cases.push([&case(format)[..], &["--pretty"]].concat());
+            let identifier = ["-D", "subscribe", "subscription-identifier", "9", "-V", "5"];
+            cases.push([&case(format)[..], &identifier].concat());
         }
         compare_subs(&broker, &cases, without_time_stamps, || broker.publish(messages()));
     }
