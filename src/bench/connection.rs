@@ -287,13 +287,9 @@ impl<'a> Connection<'a> {
     /// the other connections get their turn.
     pub(super) fn write(&mut self, shared: &mut Shared<'_>, now: u64) -> Result<(), Broken> {
         let Some(publishing) = &mut self.publishing else { return self.flush() };
-        if publishing.window.is_none() {
-            self.flush()?;
-        }
-        // With a window the acknowledgements that wait and the messages they let go share a
-        // write, unless the socket was full before.
-        if self.unsent.len() >= MAX_UNSENT || (publishing.window.is_none() && !self.unsent.is_empty())
-        {
+        // Without a window the socket is what holds a publisher back. With one, the
+        // acknowledgements that wait and the messages that they let go share a write.
+        if publishing.window.is_none() && !self.unsent.is_empty() {
             return self.flush();
         }
         let count = publishing.allowed(shared, now).min(shared.frames.capacity());
