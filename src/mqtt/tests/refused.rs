@@ -1,0 +1,1 @@
+//! Packets that the specification forbids, each with the statement that forbids it.
