@@ -165,10 +165,7 @@ impl<'a> Connection<'a> {
                 && publishing.window.is_none()
                 && publishing.allowed(shared, now) > 0
         });
-        Interest {
-            read: self.unsent.len() < MAX_UNSENT,
-            write: pushes || !self.unsent.is_empty(),
-        }
+        Interest { read: self.unsent.len() < MAX_UNSENT, write: pushes || !self.unsent.is_empty() }
     }
 
     /// Whether its publisher has nothing more to send and nothing to wait for.
@@ -286,12 +283,16 @@ impl<'a> Connection<'a> {
     /// Sends what waits and, if the socket takes that, what is due: one batch at most, so that
     /// the other connections get their turn.
     pub(super) fn write(&mut self, shared: &mut Shared<'_>, now: u64) -> Result<(), Broken> {
-        let Some(publishing) = &mut self.publishing else { return self.flush() };
         // Without a window the socket is what holds a publisher back. With one, the
         // acknowledgements that wait and the messages that they let go share a write.
-        if publishing.window.is_none() && !self.unsent.is_empty() {
-            return self.flush();
+        let has_window = self.publishing.as_ref().is_some_and(|part| part.window.is_some());
+        if !has_window {
+            self.flush()?;
+            if !self.unsent.is_empty() {
+                return Ok(());
+            }
         }
+        let Some(publishing) = &mut self.publishing else { return Ok(()) };
         let count = publishing.allowed(shared, now).min(shared.frames.capacity());
         if count == 0 {
             return self.flush();

@@ -12,7 +12,7 @@ const LONGEST: u64 = 3_600_000_000_000;
 
 /// What a latency is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
+pub(super) enum Role {
     /// At a subscriber, from when the message should have been sent.
     Delivery,
     /// At a subscriber, from when it was sent.
@@ -25,7 +25,7 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub(super) const ALL: [Self; 4] = [
         Self::Delivery,
         Self::DeliveryUncorrected,
         Self::Acknowledgement,
@@ -33,7 +33,7 @@ impl Role {
     ];
 
     /// Its name in reports and logs.
-    pub const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Delivery => "delivery",
             Self::DeliveryUncorrected => "delivery_uncorrected",
@@ -231,10 +231,8 @@ mod tests {
             meter.end_of_read(now);
         }
         assert_eq!(meter.finish().of(Role::Delivery).len(), 5);
-        let counts: Vec<(u64, u64)> = from
-            .iter()
-            .map(|part| (part.index, part.latencies.of(Role::Delivery).len()))
-            .collect();
+        let counts: Vec<(u64, u64)> =
+            from.iter().map(|part| (part.index, part.latencies.of(Role::Delivery).len())).collect();
         assert_eq!(counts, [(0, 2), (1, 1), (2, 0), (3, 2)]);
     }
 }

@@ -24,7 +24,7 @@ pub(super) enum Detail {
 
 impl Detail {
     const SEQUENCE_LEN: usize = 14;
-    const FULL_LEN: usize = 30;
+    pub(super) const FULL_LEN: usize = 30;
 
     /// What fits into so many bytes.
     pub(super) fn fitting(payload: usize) -> Self {
