@@ -5,9 +5,11 @@ use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 use super::clock;
 use super::connection::{Broken, Connection, Interest, Shared};
@@ -22,6 +24,9 @@ const LONGEST_WAIT: u64 = 20_000_000;
 /// With a rate, due messages are sent at most this often: above 20,000 messages per second they
 /// leave in small batches rather than in a busy loop.
 const SHORTEST_TURN: u64 = 50_000;
+
+/// The timer's mark among the events; connections have their place.
+const TIMER: u64 = u64::MAX;
 
 /// What the threads and the one that watches them tell one another.
 #[derive(Debug)]
@@ -91,7 +96,8 @@ pub(super) struct Harvest {
 /// See the module.
 pub(super) struct Worker<'a> {
     epoll: OwnedFd,
-    /// `None`: broken.
+    /// Ends a wait to the microsecond, where the timeout of the wait itself is in milliseconds.
+    timer: OwnedFd,
     connections: Vec<Slot<'a>>,
     shared: Shared<'a>,
     scratch: Vec<u8>,
@@ -120,6 +126,11 @@ impl<'a> Worker<'a> {
         number: usize,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+        let timer_event = epoll::EventData::new_u64(TIMER);
+        // Edge-triggered, so that nobody has to read it: setting it anew is enough.
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &timer, timer_event, edge)?;
         let interest = Interest { read: true, write: false };
         let mut slots = Vec::with_capacity(connections.len());
         for (at, connection) in connections.into_iter().enumerate() {
@@ -136,6 +147,7 @@ impl<'a> Worker<'a> {
         let pace = Pace::new(&slots);
         Ok(Self {
             epoll,
+            timer,
             connections: slots,
             shared,
             scratch,
@@ -160,22 +172,33 @@ impl<'a> Worker<'a> {
             let now = clock::now();
             self.shared.meter.tick(now);
             self.take_turns(now);
+            let timeout = self.arm(self.wait(now))?;
             events.clear();
-            let timeout = Duration::from_nanos(self.wait(now));
-            let timeout = Timespec::try_from(timeout).ok();
-            match epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                timeout.as_ref(),
-            ) {
+            let room = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&self.epoll, room, Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             for event in &events {
-                self.on_event(event.data.u64() as usize, event.flags);
+                if event.data.u64() != TIMER {
+                    self.on_event(event.data.u64() as usize, event.flags);
+                }
             }
         }
         Ok(self.harvest())
+    }
+
+    /// Prepares a wait of so many nanoseconds; returns the timeout to give it.
+    fn arm(&self, wait: u64) -> io::Result<Timespec> {
+        let nanos = wait % 1_000_000_000;
+        let seconds = wait / 1_000_000_000;
+        let time = Timespec { tv_sec: seconds as i64, tv_nsec: nanos as _ };
+        if wait > 0 && wait < LONGEST_WAIT {
+            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let once = Itimerspec { it_interval: zero, it_value: time };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        }
+        Ok(time)
     }
 
     /// What the clock alone brings about: the start, due messages, the end.
