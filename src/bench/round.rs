@@ -24,7 +24,7 @@ use super::worker::{Control, Harvest, Worker};
 use super::{BenchError, Observer, Progress};
 
 /// From the last handshake to the first message.
-const BEFORE_START: u64 = 20_000_000;
+const BEFORE_START: u64 = 50_000_000;
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// After everything has arrived: time for duplicates to show.
@@ -178,6 +178,7 @@ impl Stage<'_> {
             }
         };
 
+        let nothing_yet = Sample { at: self.timeline.start, ..self.sample() };
         let played = std::thread::scope(|scope| {
             let threads: Vec<_> =
                 workers.into_iter().map(|worker| scope.spawn(|| worker.run())).collect();
@@ -195,7 +196,7 @@ impl Stage<'_> {
                 });
             }
             let mut watcher = Watcher { stage: self, observer, peak: 0, draining: None };
-            let outcome = self.direct(&mut watcher, &mut watch, &threads);
+            let outcome = self.direct(nothing_yet, &mut watcher, &mut watch, &threads);
             self.control.finish.store(true, Ordering::Release);
             self.churn_over.store(true, Ordering::Release);
             let (from, until) = outcome?;
@@ -216,8 +217,12 @@ impl Stage<'_> {
     }
 
     /// Takes the samples at the right moments and waits for what is under way.
+    ///
+    /// Where a number of messages ends the round, it begins with the first of them: sampled
+    /// before there are threads that could send it.
     fn direct(
         &self,
+        nothing_yet: Sample,
         watcher: &mut Watcher<'_>,
         watch: &mut dyn FnMut(&mut Watcher<'_>),
         threads: &[ScopedJoinHandle<'_, std::io::Result<Harvest>>],
@@ -232,9 +237,10 @@ impl Stage<'_> {
                 }
             };
         wait_until(self.timeline.from, watcher, watch);
-        let from = self.sample();
+        let is_timed = matches!(self.plan.length, Length::Time(_));
+        let from = if is_timed { self.sample() } else { nothing_yet };
         wait_until(self.timeline.until, watcher, watch);
-        let until = matches!(self.plan.length, Length::Time(_)).then(|| self.sample());
+        let until = is_timed.then(|| self.sample());
         self.control.stop.store(true, Ordering::Release);
         let all_arrived_at = self.drain(watcher, watch, failed);
         std::thread::sleep(AFTERMATH);
