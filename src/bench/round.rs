@@ -25,6 +25,10 @@ use super::{BenchError, Observer, Progress};
 
 /// From the last handshake to the first message.
 const BEFORE_START: u64 = 50_000_000;
+/// Send buffer of a publisher. The kernel's own choice grows to megabytes, which an unthrottled
+/// publisher fills with messages that a slow broker then needs minutes to work off; more than
+/// this carries nothing faster.
+const SEND_BUFFER: usize = 128 << 10;
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// After everything has arrived: time for duplicates to show.
@@ -344,6 +348,9 @@ impl Stage<'_> {
             && entered.receive_maximum == 0
         {
             return Err(HandshakeError::Unexpected("a receive maximum of 0".to_owned()).into());
+        }
+        if client.publisher.is_some() {
+            socket2::SockRef::from(&entered.socket).set_send_buffer_size(SEND_BUFFER)?;
         }
         let publishing = client.publisher.map(|index| {
             let part = &self.layout.publishers[index as usize];
