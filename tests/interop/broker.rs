@@ -46,17 +46,11 @@ impl Broker {
         Self { child: Some(child), host, port, last_lines }
     }
 
-    /// Whether this broker is `surgemq` and not one that the environment names.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.child.is_some()
-    }
-
     /// Fails when the broker's process has ended.
     pub(crate) fn assert_alive(&mut self) {
-        if let Some(child) = &mut self.child {
-            if let Some(status) = child.try_wait().expect("a child can be waited for") {
-                panic!("the broker ended with {status}:\n{}", joined(&self.last_lines));
-            }
+        let Some(child) = &mut self.child else { return };
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            panic!("the broker ended with {status}:\n{}", joined(&self.last_lines));
         }
     }
 }

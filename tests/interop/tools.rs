@@ -93,8 +93,9 @@ pub(crate) fn paho_go() -> Tool {
     let program = BUILT.get_or_init(|| {
         let packages = Path::new("/usr/share/gocode");
         if !packages.join("src/github.com/eclipse/paho.mqtt.golang").is_dir() || !on_path("go") {
-            return Err("Paho Go (golang-github-eclipse-paho.mqtt.golang-dev) is not installed"
-                .to_owned());
+            return Err(
+                "Paho Go (golang-github-eclipse-paho.mqtt.golang-dev) is not installed".to_owned()
+            );
         }
         let program = home().join("paho_go");
         build(
