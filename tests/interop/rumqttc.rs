@@ -123,7 +123,7 @@ impl World {
         events: UnboundedSender<Event>,
     ) -> (Handle, JoinHandle<()>) {
         let mut options = rumqttc::MqttOptions::new(id, &self.broker.host, self.broker.port);
-        options.set_clean_session(!wanted.keep).set_inflight(100);
+        options.set_clean_session(!wanted.keep).set_inflight(20);
         options.set_max_packet_size(2 << 20, 2 << 20);
         if let Some(will) = wanted.will {
             let topic = format!("{}/will", self.prefix);
