@@ -46,6 +46,12 @@ impl Broker {
         Self { child: Some(child), host, port, last_lines }
     }
 
+    /// Its process, when it is ours.
+    #[allow(dead_code, reason = "one of the two tests that share this file does not ask")]
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Fails when the broker's process has ended.
     pub(crate) fn assert_alive(&mut self) {
         let Some(child) = &mut self.child else { return };
