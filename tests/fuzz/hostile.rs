@@ -65,18 +65,14 @@ pub(crate) fn case(corpus: &Corpus, rng: &mut Rng) {
         // New clients are served too.
         let mut fresh = Peer::connect(&broker, version, "watch-fresh");
         fresh.subscribe("watched/fresh");
-        fresh.publish("watched/fresh", b"fresh", QoS::AtLeastOnce);
-        // Its own subscription and the watcher's.
-        fresh_is_heard(&mut fresh, &mut subscriber);
+        publisher.publish("watched/fresh", b"fresh", QoS::AtLeastOnce);
+        for peer in [&mut fresh, &mut subscriber] {
+            peer.expect("watched/fresh", b"fresh", QoS::AtLeastOnce);
+        }
     }
     if let Some(bytes) = broker.pid().and_then(resident_bytes) {
         assert!(bytes < MAX_RESIDENT_BYTES, "the broker has grown to {bytes} bytes");
     }
-}
-
-fn fresh_is_heard(fresh: &mut Peer, subscriber: &mut Peer) {
-    fresh.expect("watched/fresh", b"fresh", QoS::AtLeastOnce);
-    subscriber.expect("watched/fresh", b"fresh", QoS::AtLeastOnce);
 }
 
 fn resident_bytes(pid: u32) -> Option<u64> {
