@@ -1,4 +1,4 @@
-//! Seeded random attacks on the decoder and on the running broker.
+//! Seeded random attacks on the decoder, the session machines and the running broker.
 //!
 //! `scripts/fuzz [TARGET] [SECONDS] [--seed N]` runs them for longer. Each case grows from one
 //! number; when a case fails, that number is printed with the command that replays it. Time comes
@@ -14,6 +14,7 @@ mod decoder;
 mod hostile;
 mod peer;
 mod rng;
+mod sessions;
 
 use std::env;
 use std::panic::{self, AssertUnwindSafe};
@@ -25,6 +26,11 @@ use rng::Rng;
 fn decoder() {
     let corpus = corpus::Corpus::new();
     run("decoder", |rng| decoder::case(&corpus, rng));
+}
+
+#[test]
+fn sessions() {
+    run("sessions", sessions::case);
 }
 
 #[test]
