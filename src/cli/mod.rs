@@ -6,9 +6,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod descriptors;
+mod duration;
+mod logging;
 mod publish;
 mod rr;
 mod serve;
+mod signals;
 mod subscribe;
 
 /// An MQTT 3.1, 3.1.1 and 5.0 broker, its clients and a benchmark.
