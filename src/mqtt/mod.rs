@@ -16,8 +16,13 @@ mod reason;
 mod topic;
 mod types;
 
-pub use decode::{DecodeError, Frame, Role};
-pub use encode::EncodeError;
+#[cfg(test)]
+mod tests;
+
+pub use decode::{DecodeError, Frame, Role, connect_version};
+pub use encode::{
+    EncodeError, encode_ack, put_remaining_length, put_string, remaining_length_size,
+};
 pub use packet::{
     Ack, Auth, ConnAck, Connect, Disconnect, Packet, PacketType, Publish, RetainHandling, SubAck,
     Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe, Will,

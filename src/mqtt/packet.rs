@@ -27,6 +27,44 @@ pub enum PacketType {
     Auth = 15,
 }
 
+impl PacketType {
+    /// The type with this number; `None` for 0, which is reserved, and from 16 on.
+    pub const fn from_u8(value: u8) -> Option<Self> {
+        Some(match value {
+            1 => Self::Connect,
+            2 => Self::ConnAck,
+            3 => Self::Publish,
+            4 => Self::PubAck,
+            5 => Self::PubRec,
+            6 => Self::PubRel,
+            7 => Self::PubComp,
+            8 => Self::Subscribe,
+            9 => Self::SubAck,
+            10 => Self::Unsubscribe,
+            11 => Self::UnsubAck,
+            12 => Self::PingReq,
+            13 => Self::PingResp,
+            14 => Self::Disconnect,
+            15 => Self::Auth,
+            _ => return None,
+        })
+    }
+
+    /// The flags that the first byte must have; PUBLISH, whose flags mean something, has none
+    /// here `[MQTT-2.1.3-1]` (3.1.1: `[MQTT-2.2.2-1]`).
+    pub(crate) const fn flags(self) -> u8 {
+        match self {
+            Self::PubRel | Self::Subscribe | Self::Unsubscribe => 0b0010,
+            _ => 0,
+        }
+    }
+
+    /// The first byte of such a packet; to that of PUBLISH its flags are added.
+    pub(crate) const fn first_byte(self) -> u8 {
+        (self as u8) << 4 | self.flags()
+    }
+}
+
 /// A control packet, borrowing its text and payload from the buffer it was decoded from.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]

@@ -1,14 +1,18 @@
-//! The properties of MQTT 5.0.
+//! The properties of MQTT 5.0: their values here, their bytes in [`wire`].
+
+mod wire;
+
+pub(super) use wire::Place;
 
 use std::ops::Deref;
 
 /// The properties of one packet. None of them costs one null pointer; reading goes through
 /// `Deref` to [`PropertyValues`], writing through [`Properties::make_mut`].
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Properties<'a>(Option<Box<PropertyValues<'a>>>);
 
 /// Every property of the specification, in the order of its table 2-4. `None` (or an empty list)
-/// is absent. Which packet may carry which is checked by decoder and encoder.
+/// is absent. Which packet may carry which is checked by the decoder; the encoder writes what is set.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PropertyValues<'a> {
     /// 0x01: whether the payload is UTF-8 text (PUBLISH, will).
@@ -49,7 +53,8 @@ pub struct PropertyValues<'a> {
     pub receive_maximum: Option<u16>,
     /// 0x22 (CONNECT, CONNACK).
     pub topic_alias_maximum: Option<u16>,
-    /// 0x23 (PUBLISH). Zero is kept as it came: [MQTT-3.3.2-8] is judged as "topic alias invalid".
+    /// 0x23: 1 to 65,535 (PUBLISH). The decoder refuses 0 with "topic alias invalid"
+    /// `[MQTT-3.3.2-8]`.
     pub topic_alias: Option<u16>,
     /// 0x24: 0 or 1 (CONNACK); absent means 2.
     pub maximum_qos: Option<u8>,
@@ -128,5 +133,12 @@ impl<'a> Deref for Properties<'a> {
             Some(values) => values,
             None => &EMPTY,
         }
+    }
+}
+
+/// The same values are equal, whether they were ever set or not.
+impl PartialEq for Properties<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
     }
 }
