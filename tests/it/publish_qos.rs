@@ -258,6 +258,26 @@ fn pubrel_for_an_unknown_identifier_is_completed() {
 }
 
 #[test]
+fn repeats_of_31_carry_dup() {
+    // 3.1, sections 3.6, 3.8 and 3.10: PUBREL, SUBSCRIBE and UNSUBSCRIBE may have DUP set there
+    let topic = topic();
+    let mut peer = broker().join(V31);
+    let again = |mut bytes: Vec<u8>| {
+        bytes[0] |= 0x08;
+        bytes
+    };
+    peer.send(again(subscribe(1).to(&topic, 1).bytes(V31)));
+    peer.expect_suback(1, &[1]);
+    peer.send(publish(&topic, "x").qos(2, 2));
+    peer.pick("PUBREC", |got| matches!(got, Packet::Ack(ack) if ack.first == 0x50).then_some(()));
+    peer.send(again(pubrel(2).bytes(V31)));
+    peer.pick("PUBCOMP", |got| matches!(got, Packet::Ack(ack) if ack.first == 0x70).then_some(()));
+    peer.expect_publish(&topic, "x");
+    peer.send(again(unsubscribe(3).from(&topic).bytes(V31)));
+    peer.expect_unsuback(3, &[]);
+}
+
+#[test]
 fn stray_acknowledgements_do_no_harm() {
     // 4.3: nothing in 3.1.1 or 5.0 makes them a reason to close
     each(ALL, |v| {

@@ -21,7 +21,6 @@ pub(crate) const V3: &[Version] = &[V31, V311];
 
 /// Reason codes by the names of the specification.
 pub(crate) mod code {
-    pub(crate) const SUCCESS: u8 = 0x00;
     pub(crate) const WITH_WILL: u8 = 0x04;
     pub(crate) const NO_MATCHING_SUBSCRIBERS: u8 = 0x10;
     pub(crate) const NO_SUBSCRIPTION_EXISTED: u8 = 0x11;
