@@ -526,7 +526,7 @@ fn silent_client_is_closed_after_one_and_a_half_keep_alives() {
         peer.expect_dropped(&[code::KEEP_ALIVE]);
         let waited = start.elapsed();
         // Mosquitto looks at its clock once a second or even less often.
-        let late = Duration::from_secs(if crate::broker::foreign() { 9 } else { 3 });
+        let late = Duration::from_secs(if crate::broker::foreign() { 9 } else { 4 });
         assert!(waited > Duration::from_millis(1000) && waited < late, "{waited:?}");
     });
 }
@@ -596,7 +596,7 @@ fn server_keep_alive_is_enforced() {
     let mut peer = broker.connect(V5, connect(client_id()).keep_alive(60));
     let start = Instant::now();
     peer.expect_dropped(&[code::KEEP_ALIVE]);
-    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(start.elapsed() < Duration::from_secs(4));
 }
 
 #[test]
@@ -610,7 +610,7 @@ fn connection_without_a_whole_connect_is_closed_in_time() {
         peer.send(&whole[..part]);
         peer.expect_closed();
         let waited = start.elapsed();
-        assert!(waited > Duration::from_millis(300) && waited < Duration::from_secs(3));
+        assert!(waited > Duration::from_millis(300) && waited < Duration::from_secs(4));
     }
 }
 
@@ -624,7 +624,7 @@ fn trickled_connect_does_not_extend_the_timeout() {
         peer.send([byte]);
         if let Some(end) = peer.next_within(Duration::from_millis(50)) {
             assert_eq!(end, None);
-            assert!(start.elapsed() < Duration::from_secs(3));
+            assert!(start.elapsed() < Duration::from_secs(4));
             return;
         }
     }

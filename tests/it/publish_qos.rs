@@ -121,7 +121,7 @@ fn qos_2_repeated_before_pubrel_is_delivered_once() {
         subscriber.subscribe(&topic, 0);
         let mut peer = broker().join(v);
         let message = publish(&topic, "once").qos(2, 7);
-        for packet in [message.clone(), message.clone().dup(), message.clone().dup()] {
+        for packet in [message.clone(), message.clone().dup(), message.dup()] {
             peer.send(packet);
             peer.expect_accepted(pubrec(7));
         }
@@ -213,7 +213,7 @@ fn qos_1_identifier_is_a_new_message_each_time() {
         subscriber.subscribe(&topic, 0);
         let mut peer = broker().join(v);
         let message = publish(&topic, "again").qos(1, 5);
-        for packet in [message.clone(), message.clone(), message.clone().dup()] {
+        for packet in [message.clone(), message.clone(), message.dup()] {
             peer.send(packet);
             peer.expect_accepted(puback(5));
             subscriber.expect_publish(&topic, "again");

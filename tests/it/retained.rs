@@ -468,6 +468,24 @@ fn retained_messages_have_a_limit() {
             other => panic!("{other:?}"),
         }
     }
+    // [MQTT-4.3.3-9]: an identifier that was refused is free at once.
+    let mut peer = broker.join(V5);
+    peer.subscribe(&format!("{t}/passing"), 0);
+    publisher.send(publish(format!("{t}/one more"), "x").retain().qos(2, 77));
+    match publisher.next() {
+        Some(Packet::Ack(got)) if got.code >= 0x80 => {
+            publisher.send(publish(format!("{t}/passing"), "x").qos(2, 77));
+            publisher.expect_accepted(pubrec(77));
+            publisher.send(pubrel(77));
+            publisher.expect_ack(pubcomp(77));
+            peer.expect_publish(&format!("{t}/passing"), "x");
+        }
+        Some(Packet::Ack(_)) => {
+            publisher.send(pubrel(77));
+            publisher.expect_ack(pubcomp(77));
+        }
+        other => panic!("{other:?}"),
+    }
     let mut peer = broker.join(V5);
     peer.subscribe(&format!("{t}/#"), 0);
     peer.expect_publishes(3);

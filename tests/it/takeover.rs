@@ -114,3 +114,24 @@ fn a_crowd_with_one_identifier_leaves_one_winner() {
         winner.expect_silence();
     });
 }
+
+#[test]
+fn old_connection_that_does_not_read_cannot_keep_the_session() {
+    // [MQTT-3.1.4-3]: its socket is full, and still the new one is served
+    each(&[V311, V5], |v| {
+        let topic = topic();
+        let id = client_id();
+        let mut deaf = broker().connect(v, connect(&id).durable());
+        deaf.subscribe(&topic, 1);
+        let mut publisher = broker().join(v);
+        for _ in 0..15 {
+            publisher.publish(&topic, vec![b'x'; 1_000_000], 1);
+        }
+        let mut heir = broker().connect(v, connect(&id).durable());
+        for _ in 0..15 {
+            let got = heir.expect_publish(&topic, vec![b'x'; 1_000_000]);
+            heir.ack(&got);
+        }
+        heir.expect_silence();
+    });
+}

@@ -53,7 +53,7 @@ fn properties_reach_the_subscribers_unchanged_and_in_order() {
     assert_eq!(sorted(subscriber.expect_publish(&topic, "text").props), sorted(backwards));
     publisher.publish_as(publish(&topic, b"\xFF").prop(payload_format(0)));
     let got = subscriber.expect_publish(&topic, b"\xFF").props;
-    assert!(got == [payload_format(0)] || got == [], "{got:?}");
+    assert!(got.is_empty() || got == [payload_format(0)], "{got:?}");
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn message_expiry_counts_down() {
     peer.subscribe(&topic, 1);
     broker().join(V5).publish_as(publish(&topic, "now").qos(1, 0).prop(message_expiry(100)));
     let got = peer.expect_publish(&topic, "now");
-    assert!(matches!(got.props.number(0x02), Some(99 | 100)));
+    assert!(matches!(got.props.number(0x02), Some(95..=100)));
     peer.ack(&got);
     let id = peer.id.clone();
     peer.leave();

@@ -358,7 +358,7 @@ impl Encode for Connect {
 }
 
 /// PUBLISH, to send and as received.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(crate) struct Publish {
     pub(crate) topic: String,
     pub(crate) payload: Vec<u8>,
@@ -367,6 +367,16 @@ pub(crate) struct Publish {
     pub(crate) retain: bool,
     pub(crate) dup: bool,
     pub(crate) props: Vec<Prop>,
+}
+
+impl Debug for Publish {
+    /// With only the beginning of the payload: some are megabytes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let start = String::from_utf8_lossy(&self.payload[..self.payload.len().min(40)]);
+        write!(f, "Publish {{ {:?} = {start:?} of {} bytes, ", self.topic, self.payload.len())?;
+        write!(f, "QoS {}, id {}, retain {}, ", self.qos, self.id, self.retain)?;
+        write!(f, "dup {}, {:?} }}", self.dup, self.props)
+    }
 }
 
 /// A PUBLISH at QoS 0.
