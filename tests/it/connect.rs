@@ -455,7 +455,7 @@ fn bad_will_properties_are_refused() {
 
 #[test]
 fn unknown_authentication_method_is_refused() {
-    // [MQTT-4.12.0-1]
+    // [MQTT-4.12.0-1], [MQTT-3.2.2-6] to [MQTT-3.2.2-8], [MQTT-4.13.2-1]
     let packet = connect(client_id()).prop(auth_method("SCRAM-SHA-1")).prop(auth_data(b"x"));
     let connack = broker().connect_refused(V5, &packet);
     assert!([code::BAD_AUTH_METHOD, code::NOT_AUTHORIZED].contains(&connack.code));

@@ -110,6 +110,9 @@ fn bad_packets(v: Version) -> Vec<(&'static str, Vec<u8>, &'static [u8])> {
             ("text cut off by its list", with(&[4, 0x03, 0, 9, b'a', b'b']), MALFORMED),
             ("property that ends with the packet", with(&[1, 0x26]), MALFORMED),
             ("no property list", frame(0x30, field("a")), MALFORMED),
+            // [MQTT-3.3.2-13], [MQTT-3.3.2-19]
+            ("response topic that is no UTF-8", with(&[4, 0x08, 0, 1, 0xFF]), topical),
+            ("content type that is no UTF-8", with(&[4, 0x03, 0, 1, 0xFF]), MALFORMED),
             ("user property that is no UTF-8", with(&[7, 0x26, 0, 1, 0xFF, 0, 1, b'a']), MALFORMED),
             ("PUBACK with an odd code", frame(0x40, [0, 1, 0x42]), MALFORMED),
             ("PUBREL with an odd code", frame(0x62, [0, 1, 0x80]), MALFORMED),

@@ -25,6 +25,8 @@ pub(crate) struct Peer {
     /// Packets that came while another was awaited.
     inbox: VecDeque<Packet>,
     last_id: u16,
+    /// The size of the largest packet that came.
+    pub(crate) largest: usize,
 }
 
 impl Peer {
@@ -37,6 +39,7 @@ impl Peer {
             buffer: Vec::new(),
             inbox: VecDeque::new(),
             last_id: 0,
+            largest: 0,
         }
     }
 
@@ -84,7 +87,9 @@ impl Peer {
     #[track_caller]
     fn read_packet(&mut self, deadline: Instant) -> Option<Option<Packet>> {
         loop {
+            let before = self.buffer.len();
             if let Some(packet) = take_packet(&mut self.buffer, self.version) {
+                self.largest = self.largest.max(before - self.buffer.len());
                 return Some(Some(packet));
             }
             let left = deadline.checked_duration_since(Instant::now()).filter(|t| !t.is_zero())?;

@@ -8,7 +8,8 @@ use crate::wire::*;
 
 #[test]
 fn each_version_reaches_each_version() {
-    // [MQTT-4.5.0-1], [MQTT-3.3.2-3]
+    // [MQTT-4.5.0-1], [MQTT-3.3.2-3], [MQTT-4.3.1-1], [MQTT-4.3.2-2], [MQTT-4.3.3-2],
+    // [MQTT-2.2.2-1], [MQTT-2.2.1-2]
     let topic = topic();
     let mut subscribers: Vec<_> = ALL.iter().map(|v| broker().join(*v)).collect();
     for subscriber in &mut subscribers {

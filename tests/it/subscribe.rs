@@ -461,11 +461,17 @@ fn no_local_of_one_filter_leaves_the_other() {
 
 #[test]
 fn subscribe_that_is_malformed_closes_the_connection() {
-    // [MQTT-3.8.1-1], [MQTT-3.8.3-2], [MQTT-3.8.3-5], [MQTT-2.2.1-3], 3.8.3.1;
+    // [MQTT-3.8.1-1], [MQTT-3.8.3-1], [MQTT-3.8.3-2], [MQTT-3.8.3-5], [MQTT-2.2.1-3], 3.8.3.1;
     // 3.1.1 [MQTT-3.8.3-3], [MQTT-3-8.3-4], [MQTT-2.3.1-1]
-    let errors = [code::MALFORMED, code::PROTOCOL_ERROR];
+    let errors = [code::MALFORMED, code::PROTOCOL_ERROR, code::TOPIC_FILTER];
     each(ALL, |v| {
         let good = subscribe(1).to("a", 0).bytes(v);
+        let spoiled = |by: &[u8]| {
+            let mut bytes = subscribe(1).to("a/bcd", 0).bytes(v);
+            let at = bytes.len() - 1 - by.len();
+            bytes[at..at + by.len()].copy_from_slice(by);
+            bytes
+        };
         let flags = |flags: u8| [&[0x80 | flags], &good[1..]].concat();
         let mut rows = vec![
             ("identifier 0", subscribe(0).to("a", 0).bytes(v)),
@@ -481,6 +487,9 @@ fn subscribe_that_is_malformed_closes_the_connection() {
             // 3.1 does not name these.
             rows.truncate(3);
         } else {
+            rows.push(("U+0000", spoiled(b"\0")));
+            rows.push(("no UTF-8", spoiled(b"\xFF")));
+            rows.push(("surrogate", spoiled(b"\xED\xA0\x80")));
             rows.push(("flags 0", flags(0)));
             rows.push(("flags 3", flags(3)));
             rows.push(("flags 15", flags(15)));
@@ -509,8 +518,8 @@ fn subscribe_that_is_malformed_closes_the_connection() {
 
 #[test]
 fn unsubscribe_that_is_malformed_closes_the_connection() {
-    // [MQTT-3.10.1-1], [MQTT-3.10.3-2], [MQTT-2.2.1-3]
-    let errors = [code::MALFORMED, code::PROTOCOL_ERROR];
+    // [MQTT-3.10.1-1], [MQTT-3.10.3-1], [MQTT-3.10.3-2], [MQTT-2.2.1-3]
+    let errors = [code::MALFORMED, code::PROTOCOL_ERROR, code::TOPIC_FILTER];
     each(ALL, |v| {
         let good = unsubscribe(1).from("a").bytes(v);
         let mut rows = vec![
@@ -519,6 +528,9 @@ fn unsubscribe_that_is_malformed_closes_the_connection() {
         ];
         if v != V31 {
             rows.push(("no filter", unsubscribe(1).bytes(v)));
+            let mut spoiled = good.clone();
+            *spoiled.last_mut().expect("the filter") = 0xFF;
+            rows.push(("no UTF-8", spoiled));
             rows.push(("flags 0", [&[0xA0], &good[1..]].concat()));
             rows.push(("flags 15", [&[0xAF], &good[1..]].concat()));
         }
