@@ -2,6 +2,7 @@
 //!
 //! `SURGEMQ_TEST_BROKER=host:port` names a broker that takes the place of the common one. Tests
 //! that need flags are then skipped, since only our own broker understands them.
+//! `SURGEMQ_TEST_BINARY=path` starts another build of ours instead of the one cargo has made.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -66,7 +67,8 @@ pub(crate) fn broker_with(flags: &[&str]) -> Option<Broker> {
 
 impl Broker {
     fn spawn(flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_surgemq"))
+        let built = || env!("CARGO_BIN_EXE_surgemq").into();
+        let mut child = Command::new(std::env::var_os("SURGEMQ_TEST_BINARY").unwrap_or_else(built))
             .args(["serve", "--bind", "127.0.0.1:0"])
             .args(flags)
             .stdin(Stdio::null())
