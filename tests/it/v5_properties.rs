@@ -529,6 +529,12 @@ fn explanations_do_not_exceed_the_clients_packet_size() {
         peer.send(connect("again"));
         while peer.next().is_some() {}
         assert!(peer.largest <= size, "{} of {size}", peer.largest);
+        // The one that comes from elsewhere.
+        let packet = connect(client_id()).prop(maximum_packet_size(size as u32));
+        let mut old = broker().connect(V5, packet.clone());
+        let _new = broker().connect(V5, packet);
+        while old.next().is_some() {}
+        assert!(old.largest <= size, "{} of {size}", old.largest);
     }
 }
 
