@@ -10,12 +10,16 @@ mod client_args;
 mod client_run;
 mod command_properties;
 mod default_file;
+mod descriptors;
+mod duration;
 mod format;
 mod json;
+mod logging;
 mod payload_source;
 mod publish;
 mod rr;
 mod serve;
+mod signals;
 mod subscribe;
 
 /// An MQTT 3.1, 3.1.1 and 5.0 broker, its clients and a benchmark.
