@@ -77,6 +77,7 @@ impl Broker {
         let start = Instant::now();
         while start.elapsed() < SOON {
             if process.try_wait().unwrap().is_some() {
+                process.wait().unwrap();
                 return None;
             }
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {

@@ -201,7 +201,7 @@ impl Publisher {
             Ok(_) => {
                 self.acknowledged += 1;
                 // The bar has a price of its own.
-                if self.acknowledged % 256 == 0 {
+                if self.acknowledged.is_multiple_of(256) {
                     self.progress.set_position(self.acknowledged);
                 }
                 Ok(())

@@ -133,7 +133,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let voice = subscriber.voice;
     let options = plan.options.keep_unclaimed(true).reconnect(Reconnect::default());
     let farewell = plan.properties.disconnect.clone();
-    let unsubscribe = (args.unsubscribe, plan.properties.unsubscribe);
+    let unsubscribe =
+        Unsubscribe { filters: args.unsubscribe, properties: plan.properties.unsubscribe };
     let deadline = args.timeout.map(Duration::from_secs);
     client_run::run(voice, plan.version, async move {
         let signals = Signals::new()?;
@@ -190,6 +191,12 @@ fn parse_percentage(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "a percentage is between 0.1 and 100".to_owned())
 }
 
+/// What `-U` asks for.
+struct Unsubscribe {
+    filters: Vec<String>,
+    properties: Vec<(Box<str>, Box<str>)>,
+}
+
 /// A connection and what may end it from outside.
 struct Session {
     client: Client,
@@ -235,7 +242,7 @@ impl Subscriber {
         mut self,
         mut session: Session,
         wanted: Option<Subscribe>,
-        unsubscribe: (Vec<String>, Vec<(Box<str>, Box<str>)>),
+        unsubscribe: Unsubscribe,
         leave_early: bool,
     ) -> Result<(), Failure> {
         // Messages of a kept session's older subscriptions are printed too.
@@ -250,9 +257,9 @@ impl Subscriber {
         if leave_early {
             return Ok(());
         }
-        let (filters, properties) = unsubscribe;
-        if !filters.is_empty() {
+        if !unsubscribe.filters.is_empty() {
             let client = session.client.clone();
+            let Unsubscribe { filters, properties } = unsubscribe;
             session.until_stopped(client.unsubscribe_with(filters, properties)).await?;
             self.voice.explain(|| "unsubscribed".to_owned());
         }
