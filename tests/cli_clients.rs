@@ -303,6 +303,7 @@ const FORMATS: &[&str] = &[
     "plain text, no codes; ünïcode",
     "%5q%-5r%05q",
     "%10D%-10P%5%",
+    "@z @Z @n@t@@",
 ];
 
 #[test]

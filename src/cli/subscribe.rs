@@ -104,6 +104,9 @@ impl OutputArgs {
 /// How many messages are taken and printed at once.
 const BATCH: usize = 512;
 
+/// How many bytes are written at once.
+const WRITE: usize = 1 << 20;
+
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let plan = args.client.plan(Version::V311)?;
     let topics: Vec<String> = plan.url_topic.iter().chain(&args.topic).cloned().collect();
@@ -312,6 +315,10 @@ impl Subscriber {
             {
                 let topic = &message.topic;
                 self.voice.complain(format_args!("the payload is not valid JSON on topic {topic}"));
+            }
+            if out.len() >= WRITE {
+                std::io::stdout().lock().write_all(&out)?;
+                out.clear();
             }
             if let Some(left) = &mut self.remaining {
                 *left -= 1;
