@@ -312,6 +312,13 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
+    /// DISCONNECT, if the socket takes it at once: the broker will do without.
+    pub(super) fn take_leave(&mut self) {
+        if self.unsent.is_empty() {
+            let _ = self.socket.write(&[0xE0, 0]);
+        }
+    }
+
     fn flush(&mut self) -> Result<(), Broken> {
         if self.unsent.is_empty() {
             return Ok(());

@@ -19,7 +19,7 @@ use super::schedule::Schedule;
 use super::side::{self, Idle};
 use super::stamp::Detail;
 use super::target::{Broker, Target};
-use super::tracks::Tracks;
+use super::tracks::{Missing, Tracks};
 use super::worker::{Control, Harvest, Worker};
 use super::{BenchError, Observer, Progress};
 
@@ -132,10 +132,25 @@ struct Sample {
     threads: Vec<ThreadTime>,
 }
 
-/// What was played and seen.
-struct Played {
+/// The two ends of what is measured.
+struct Samples {
     from: Sample,
     until: Sample,
+    /// Deliveries still came when waiting for them was given up.
+    cut_short: bool,
+}
+
+/// How waiting for the rest ended.
+struct Drained {
+    /// When the last delivery was seen.
+    last_at: u64,
+    /// See [`Samples`].
+    cut_short: bool,
+}
+
+/// What was played and seen.
+struct Played {
+    samples: Samples,
     harvest: Vec<Harvest>,
     peak: u64,
     sent_by_publisher: Vec<u64>,
@@ -203,14 +218,14 @@ impl Stage<'_> {
             let outcome = self.direct(nothing_yet, &mut watcher, &mut watch, &threads);
             self.control.finish.store(true, Ordering::Release);
             self.churn_over.store(true, Ordering::Release);
-            let (from, until) = outcome?;
+            let samples = outcome?;
             let peak = watcher.peak;
             let harvest = threads
                 .into_iter()
                 .map(|thread| thread.join().expect("a worker does not panic"))
                 .collect::<Result<Vec<_>, _>>()?;
             let sent_by_publisher = self.control.sent_by_publisher();
-            Ok::<_, BenchError>(Played { from, until, harvest, peak, sent_by_publisher })
+            Ok::<_, BenchError>(Played { samples, harvest, peak, sent_by_publisher })
         })?;
         if let Some((log, collector)) = log {
             collector.finish(|index, latencies| {
@@ -230,7 +245,7 @@ impl Stage<'_> {
         watcher: &mut Watcher<'_>,
         watch: &mut dyn FnMut(&mut Watcher<'_>),
         threads: &[ScopedJoinHandle<'_, std::io::Result<Harvest>>],
-    ) -> Result<(Sample, Sample), BenchError> {
+    ) -> Result<Samples, BenchError> {
         let failed = || threads.iter().any(ScopedJoinHandle::is_finished);
         let wait_until =
             |at: u64, watcher: &mut Watcher<'_>, watch: &mut dyn FnMut(&mut Watcher<'_>)| {
@@ -246,11 +261,11 @@ impl Stage<'_> {
         wait_until(self.timeline.until, watcher, watch);
         let until = is_timed.then(|| self.sample());
         self.control.stop.store(true, Ordering::Release);
-        let all_arrived_at = self.drain(watcher, watch, failed);
+        let drained = self.drain(watcher, watch, failed);
         std::thread::sleep(AFTERMATH);
         // With a number of messages the round lasts until the last of them has arrived.
-        let until = until.unwrap_or_else(|| Sample { at: all_arrived_at, ..self.sample() });
-        Ok((from, until))
+        let until = until.unwrap_or_else(|| Sample { at: drained.last_at, ..self.sample() });
+        Ok(Samples { from, until, cut_short: drained.cut_short })
     }
 
     /// Whether publishing has ended before its time, or by itself.
@@ -259,15 +274,16 @@ impl Stage<'_> {
             || (clock::now() > self.timeline.start && self.control.publishing() == 0)
     }
 
-    /// Waits until everything that was sent has arrived, or nothing comes any more; returns when
-    /// the last delivery was seen.
+    /// Waits until everything that was sent has arrived, nothing comes any more, or it has taken
+    /// too long; the user who has ended the round himself waits no longer than for silence.
     fn drain(
         &self,
         watcher: &mut Watcher<'_>,
         watch: &mut dyn FnMut(&mut Watcher<'_>),
         failed: impl Fn() -> bool,
-    ) -> u64 {
+    ) -> Drained {
         let quiet = clock::nanos(self.plan.quiet);
+        let begun = clock::now();
         let mut seen = (self.control.delivered(), self.control.publishing());
         let mut seen_at = clock::now();
         let mut next_tick = 0;
@@ -284,13 +300,21 @@ impl Stage<'_> {
             if (open == 0 && delivered >= owed) || now - seen_at > quiet {
                 break;
             }
+            let patience = if self.stop.load(Ordering::Relaxed) {
+                quiet
+            } else {
+                clock::nanos(self.plan.drain)
+            };
+            if now - begun > patience {
+                return Drained { last_at: seen_at, cut_short: true };
+            }
             if now >= next_tick {
                 next_tick = now + clock::nanos(TICK);
                 watch(watcher);
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        seen_at
+        Drained { last_at: seen_at, cut_short: false }
     }
 
     fn workers(
@@ -402,7 +426,8 @@ impl Stage<'_> {
     }
 
     fn figures(&self, played: Played, rss_before: Option<Memory>) -> Outcome {
-        let Played { from, until, harvest, peak, sent_by_publisher } = played;
+        let Played { samples, harvest, peak, sent_by_publisher } = played;
+        let Samples { from, until, cut_short } = samples;
         let span = until.at.saturating_sub(from.at).max(1);
         let seconds = span as f64 / 1e9;
         let sent = until.sent - from.sent;
@@ -430,7 +455,12 @@ impl Stage<'_> {
             figures.broken_connections += part.broken.len() as u64;
             first_broken = first_broken.or(part.broken.first().map(ToString::to_string));
         }
-        figures.lost = self.lost(&harvest, &sent_by_publisher, figures.expected);
+        let missing = self.missing(&harvest, &sent_by_publisher, figures.expected);
+        if cut_short {
+            (figures.lost, figures.under_way) = (missing.inside, missing.behind);
+        } else {
+            figures.lost = missing.inside + missing.behind;
+        }
         for (_, tracks, _) in harvest.iter().flat_map(|part| &part.received) {
             let faults = tracks.faults();
             figures.duplicates += faults.duplicates;
@@ -446,17 +476,20 @@ impl Stage<'_> {
         Outcome { figures, first_broken }
     }
 
-    fn lost(&self, harvest: &[Harvest], sent: &[u64], expected: u64) -> u64 {
+    fn missing(&self, harvest: &[Harvest], sent: &[u64], expected: u64) -> Missing {
         let received = harvest.iter().flat_map(|part| &part.received);
         if Detail::fitting(self.plan.payload) == Detail::None {
             let delivered: u64 = received.map(|(_, _, delivered)| delivered).sum();
-            return expected.saturating_sub(delivered);
+            return Missing { inside: 0, behind: expected.saturating_sub(delivered) };
         }
-        let by_subscriber = |(subscriber, tracks, _): &(u32, Tracks, u64)| {
+        let on_stream = received.flat_map(|(subscriber, tracks, _)| {
             let owed = self.layout.owed_to(*subscriber as usize, sent);
-            owed.map(|(stream, sent)| sent.saturating_sub(tracks.received(stream))).sum::<u64>()
-        };
-        received.map(by_subscriber).sum()
+            owed.map(|(stream, sent)| tracks.missing(stream, sent))
+        });
+        on_stream.fold(Missing::default(), |sum, one| Missing {
+            inside: sum.inside + one.inside,
+            behind: sum.behind + one.behind,
+        })
     }
 
     /// What the schedule held due at the end and was not sent.

@@ -295,7 +295,10 @@ impl<'a> Worker<'a> {
     fn harvest(self) -> Harvest {
         let mut refused = 0;
         let mut received = Vec::new();
-        for Slot { connection, .. } in self.connections {
+        for Slot { mut connection, open, .. } in self.connections {
+            if open {
+                connection.take_leave();
+            }
             refused += connection.publishing.map_or(0, |publishing| publishing.refused);
             received
                 .extend(connection.receiving.map(|part| (part.index, part.tracks, part.delivered)));
