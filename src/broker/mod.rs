@@ -1,1 +1,294 @@
 //! The broker: routing and policy behind a few synchronous calls.
+//!
+//! Call it, it returns. What it wants sent lies in mailboxes ([`Session`]), which the end of the
+//! [`Turn`] empties into [`Outlet`]s; when time passes, [`Broker::tick`] is told. No sockets, no
+//! tasks, no clock and no randomness here: time comes in as [`Millis`], randomness as a seed.
+//!
+//! # The life of a PUBLISH
+//! [`Link::on_bytes`] finds frames; `publish.rs` resolves the alias, asks the authorizer, retains,
+//! asks the index ([`TopicsProvider`]) or the connection's route cache who wants it, appends to
+//! each mailbox (`session.rs`), acknowledges; [`Turn::finish`] writes each mailbox touched, once.
+//!
+//! # Locks
+//! On the path of a message only this module takes locks:
+//! 1. the retained store's (write to store, read to replay),
+//! 2. the subscription index's (read to match, write to change) or a share group's,
+//! 3. one session's.
+//!
+//! A lock may be taken while one of a smaller number is held, never the other way round, never
+//! two of the same kind at once, and none across a wait. Watch list, connection list, timers and
+//! group names are leaves: nothing is locked while one of them is held, but for a share group.
+
+mod config;
+mod connect;
+mod index;
+mod lifecycle;
+mod link;
+mod message;
+mod outlet;
+mod providers;
+mod publish;
+mod retained;
+mod route;
+mod session;
+mod shared;
+mod stats;
+mod subscribe;
+mod subscription;
+mod sys;
+mod turn;
+mod will;
+
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use hashbrown::{DefaultHashBuilder, HashMap};
+
+pub use config::{Config, QueuePolicy};
+pub use index::Stamp;
+pub use link::{Goodbye, Link, Progress};
+pub use message::{Message, PublishRef};
+pub use outlet::{Order, Outlet, Pulse, SharedOutlet};
+pub use providers::{
+    AllowAll, Answer, Authenticator, Authorizer, Credentials, MemorySessions, MemoryTopics,
+    SessionsProvider, TopicsProvider,
+};
+pub use retained::Retained;
+pub use session::Session;
+pub use stats::{DropReason, Snapshot, Stats};
+pub use subscription::Subscription;
+pub use turn::Turn;
+
+use lifecycle::Timers;
+use shared::ShareGroup;
+use sys::Sys;
+
+/// Milliseconds since the broker started, as its owner's clock says.
+pub type Millis = u64;
+
+/// How often [`Broker::tick`] wants to be called, in milliseconds.
+pub const TICK_MS: u64 = 100;
+
+/// Silence of connections is looked at every so many ticks.
+const SWEEP_TICKS: u64 = 5;
+/// Expired retained messages every so many.
+const RETAINED_TICKS: u64 = 10;
+
+/// The parts that can be replaced.
+pub struct Providers {
+    /// Who may connect.
+    pub authenticator: Box<dyn Authenticator>,
+    /// Who may publish and subscribe.
+    pub authorizer: Box<dyn Authorizer>,
+    /// Subscriptions and retained messages.
+    pub topics: Box<dyn TopicsProvider>,
+    /// Sessions.
+    pub sessions: Box<dyn SessionsProvider>,
+}
+
+impl Default for Providers {
+    fn default() -> Self {
+        Self {
+            authenticator: Box::new(AllowAll),
+            authorizer: Box::new(AllowAll),
+            topics: Box::new(MemoryTopics::default()),
+            sessions: Box::new(MemorySessions::default()),
+        }
+    }
+}
+
+/// The broker. See the module.
+pub struct Broker {
+    config: Config,
+    providers: Providers,
+    stats: Stats,
+    hasher: DefaultHashBuilder,
+    timers: Timers,
+    /// Sessions that are full: each tick asks whether their grace is over.
+    watched: Mutex<Vec<Weak<Session>>>,
+    connections: Mutex<HashMap<u64, SharedOutlet>>,
+    groups: Mutex<HashMap<Box<str>, Arc<ShareGroup>>>,
+    sys: Mutex<Sys>,
+    retained_cursor: Mutex<Option<Box<str>>>,
+    seed: u64,
+    next_number: AtomicU64,
+    ticks: AtomicU64,
+    last_tick: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Broker {
+    /// A broker with nobody connected. `seed` makes the identifiers that it assigns hard to guess.
+    pub fn new(config: Config, providers: Providers, seed: u64) -> Self {
+        Self {
+            config,
+            providers,
+            stats: Stats::default(),
+            hasher: DefaultHashBuilder::default(),
+            timers: Timers::default(),
+            watched: Mutex::default(),
+            connections: Mutex::default(),
+            groups: Mutex::default(),
+            sys: Mutex::default(),
+            retained_cursor: Mutex::default(),
+            seed,
+            next_number: AtomicU64::new(1),
+            ticks: AtomicU64::new(0),
+            last_tick: AtomicU64::new(0),
+        }
+    }
+
+    /// Its limits.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Sessions.
+    pub fn sessions(&self) -> &dyn SessionsProvider {
+        &*self.providers.sessions
+    }
+
+    /// Subscriptions and retained messages.
+    pub fn topics(&self) -> &dyn TopicsProvider {
+        &*self.providers.topics
+    }
+
+    pub(crate) fn authenticator(&self) -> &dyn Authenticator {
+        &*self.providers.authenticator
+    }
+
+    pub(crate) fn authorizer(&self) -> &dyn Authorizer {
+        &*self.providers.authorizer
+    }
+
+    /// Time has passed: what is due is done. To be called every [`TICK_MS`].
+    pub fn tick(&self, turn: &mut Turn) {
+        self.last_tick.store(turn.now, Ordering::Relaxed);
+        let tick = self.ticks.fetch_add(1, Ordering::Relaxed);
+        self.check_watched(turn.now);
+        self.run_timers(turn);
+        if tick.is_multiple_of(SWEEP_TICKS) {
+            self.sweep_connections(turn.now);
+            self.check_acknowledgements(turn);
+        }
+        if tick.is_multiple_of(RETAINED_TICKS) {
+            let mut cursor = lock(&self.retained_cursor);
+            *cursor = self.topics().sweep_retained(cursor.as_deref(), turn.now);
+        }
+        self.publish_sys(turn);
+    }
+
+    /// The time of the last tick.
+    pub fn last_tick(&self) -> Millis {
+        self.last_tick.load(Ordering::Relaxed)
+    }
+
+    /// Begins to stop: publishes the wills of everybody connected, then has every connection
+    /// closed, 5.0 clients with "server shutting down".
+    pub fn shut_down(&self, turn: &mut Turn) {
+        self.publish_all_wills(turn);
+        let outlets: Vec<_> = lock(&self.connections).values().cloned().collect();
+        for outlet in outlets {
+            outlet.pulse().order(Order::ShuttingDown);
+            outlet.wake();
+        }
+    }
+
+    /// Connections at present, those that have not sent CONNECT included.
+    pub fn connection_count(&self) -> usize {
+        lock(&self.connections).len()
+    }
+
+    pub(crate) fn register(&self, outlet: &SharedOutlet) -> u64 {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        lock(&self.connections).insert(number, Arc::clone(outlet));
+        number
+    }
+
+    pub(crate) fn unregister(&self, number: u64) {
+        let mut connections = lock(&self.connections);
+        connections.remove(&number);
+        if connections.capacity() > 1024 && connections.len() < connections.capacity() / 8 {
+            connections.shrink_to_fit();
+        }
+    }
+
+    /// An identifier for a client that sent none `[MQTT-3.1.3-6]`.
+    pub(crate) fn new_client_id(&self) -> String {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let random = self.hasher.hash_one((self.seed, number));
+        format!("surgemq-{number:x}-{random:016x}")
+    }
+
+    pub(crate) fn hash(&self, text: &str) -> u64 {
+        self.hasher.hash_one(text)
+    }
+
+    /// The group of a shared subscription, by its whole text.
+    pub(crate) fn share_group(&self, text: &str) -> Arc<ShareGroup> {
+        Arc::clone(lock(&self.groups).entry(text.into()).or_default())
+    }
+
+    /// Forgets the group of this subscription if it was the last member. (Whoever holds the
+    /// group's only other reference is about to become a member.)
+    pub(crate) fn drop_group(&self, subscription: &Subscription) {
+        let Some(group) = &subscription.group else { return };
+        let mut groups = lock(&self.groups);
+        // One reference is the map's, one this subscription's.
+        if group.is_empty() && Arc::strong_count(group) <= 2 {
+            groups.remove(subscription.text());
+        }
+    }
+
+    /// Has the sessions looked at until they are not full any more.
+    pub(crate) fn watch(&self, filled: &mut Vec<Arc<Session>>) {
+        lock(&self.watched).extend(filled.drain(..).map(|session| Arc::downgrade(&session)));
+    }
+
+    fn check_watched(&self, now: Millis) {
+        let watched = std::mem::take(&mut *lock(&self.watched));
+        let mut still = watched;
+        still.retain(|session| {
+            session
+                .upgrade()
+                .is_some_and(|session| session.check_slow(&self.config, now, &self.stats))
+        });
+        lock(&self.watched).append(&mut still);
+    }
+
+    fn sweep_connections(&self, now: Millis) {
+        let mut overdue = Vec::new();
+        for outlet in lock(&self.connections).values() {
+            let order = outlet.pulse().overdue(now);
+            if order != Order::None {
+                outlet.pulse().order(order);
+                overdue.push(Arc::clone(outlet));
+            }
+        }
+        for outlet in overdue {
+            outlet.wake();
+        }
+    }
+
+    /// The acknowledgement timeout of 3.1 and 3.1.1: sends again what stayed unacknowledged, and
+    /// disconnects after so many times.
+    fn check_acknowledgements(&self, turn: &mut Turn) {
+        if self.config.ack_timeout_ms == 0 {
+            return;
+        }
+        for session in self.sessions().all() {
+            if session.retry_unacknowledged(&self.config, turn) {
+                turn.touch(&session);
+            }
+        }
+    }
+}

@@ -109,12 +109,15 @@ impl<'a> Frame<'a> {
     pub fn decode(&self, version: Version, sender: Role) -> Result<Packet<'a>, DecodeError> {
         let reader = Reader::new(self.body);
         if self.first >> 4 == PacketType::Publish as u8 {
-            return publish::decode(self.first, reader, version, sender).map(Packet::Publish);
+            return publish::decode(self.first, reader, version, sender);
+        }
+        if let Some(packet) = acknowledge::short(self.first, self.body) {
+            return Ok(packet);
         }
         self.decode_other(reader, version, sender)
     }
 
-    /// Every packet but PUBLISH.
+    /// Every packet, without regard to speed.
     fn decode_other(
         &self,
         reader: Reader<'a>,
@@ -128,9 +131,7 @@ impl<'a> Frame<'a> {
         Ok(match packet_type {
             PacketType::Connect => Packet::Connect(Box::new(connect::decode(reader)?)),
             PacketType::ConnAck => Packet::ConnAck(connect::decode_ack(reader, version)?),
-            PacketType::Publish => {
-                Packet::Publish(publish::decode(self.first, reader, version, sender)?)
-            }
+            PacketType::Publish => publish::decode(self.first, reader, version, sender)?,
             PacketType::PubAck => Packet::PubAck(acknowledge::ack(packet_type, reader, version)?),
             PacketType::PubRec => Packet::PubRec(acknowledge::ack(packet_type, reader, version)?),
             PacketType::PubRel => Packet::PubRel(acknowledge::ack(packet_type, reader, version)?),

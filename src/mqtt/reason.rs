@@ -106,3 +106,28 @@ impl ReasonCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_number_stands_for_one_code() {
+        let known: Vec<_> = (0..=u8::MAX).filter_map(ReasonCode::from_u8).collect();
+        assert_eq!(known, ReasonCode::ALL);
+        assert!(known.iter().all(|&code| ReasonCode::from_u8(code as u8) == Some(code)));
+        assert!(known.iter().all(|code| code.is_error() == (*code as u8 >= 0x80)));
+    }
+
+    #[test]
+    fn connack_return_codes_stand_for_themselves() {
+        for value in 0..=u8::MAX {
+            let code = ReasonCode::from_v3_connack(value);
+            assert_eq!(code.map(ReasonCode::to_v3_connack), (value <= 5).then_some(value));
+        }
+        // Whatever 5.0 refuses is refused before 5.0 too.
+        for code in ReasonCode::ALL.iter().filter(|code| code.is_error()) {
+            assert!((1..=5).contains(&code.to_v3_connack()), "{code}");
+        }
+    }
+}

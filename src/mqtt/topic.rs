@@ -151,3 +151,90 @@ pub fn matches(filter: TopicFilter<'_>, topic: TopicName<'_>) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_names() {
+        let long = "x".repeat(65_536);
+        assert!(TopicName::new("/").is_ok());
+        assert!(TopicName::new("$SYS/a b/\u{e4}").is_ok());
+        assert!(TopicName::new(&long[1..]).is_ok());
+        for (text, error) in [
+            ("", TopicError::Empty),
+            (&long, TopicError::TooLong),
+            ("a\0", TopicError::Null),
+            ("a+", TopicError::WildcardInName),
+            ("a/#", TopicError::WildcardInName),
+        ] {
+            assert_eq!(TopicName::new(text), Err(error));
+        }
+    }
+
+    #[test]
+    fn topic_filters() {
+        for text in ["#", "+", "/", "+/+", "a/#", "/+/#", "a//b", "$SYS/#"] {
+            assert!(TopicFilter::new(text).is_ok(), "{text}");
+            assert_eq!(
+                TopicFilter::new(text).unwrap().has_wildcard(),
+                text.contains(['+', '#']),
+                "{text}"
+            );
+        }
+        for (text, error) in [
+            ("", TopicError::Empty),
+            ("a\0", TopicError::Null),
+            ("a#", TopicError::HashNotLast),    // [MQTT-4.7.1-1]
+            ("#/a", TopicError::HashNotLast),   // [MQTT-4.7.1-1]
+            ("a/##", TopicError::HashNotLast),  // [MQTT-4.7.1-1]
+            ("#/", TopicError::HashNotLast),    // [MQTT-4.7.1-1]
+            ("a+", TopicError::PlusNotAlone),   // [MQTT-4.7.1-2]
+            ("++/a", TopicError::PlusNotAlone), // [MQTT-4.7.1-2]
+        ] {
+            assert_eq!(TopicFilter::new(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn shared_filters() {
+        let split = |text| SharedFilter::new(text).map(|it| (it.share, it.filter.as_str()));
+        assert_eq!(split("a/+"), Ok((None, "a/+")));
+        assert_eq!(split("$share/s/a/#"), Ok((Some("s"), "a/#")));
+        assert_eq!(split("$share/s//a"), Ok((Some("s"), "/a")));
+        assert_eq!(split("$shared/s"), Ok((None, "$shared/s")));
+        for text in ["$share", "$share/", "$share/s", "$share//a", "$share/s/", "$share/+/a"] {
+            assert_eq!(split(text), Err(TopicError::BadShare), "{text}"); // [MQTT-4.8.2-2]
+        }
+        assert_eq!(split("$share/s/a#"), Err(TopicError::HashNotLast));
+    }
+
+    #[test]
+    fn filters_match_as_the_specification_says() {
+        for (filter, topic, expected) in [
+            ("sport/tennis/player1/#", "sport/tennis/player1", true),
+            ("sport/tennis/player1/#", "sport/tennis/player1/score/wimbledon", true),
+            ("sport/#", "sport", true),
+            ("sport/#", "sports", false),
+            ("#", "sport", true),
+            ("#", "/", true),
+            ("sport/tennis/+", "sport/tennis/player1", true),
+            ("sport/tennis/+", "sport/tennis/player1/ranking", false),
+            ("sport/+", "sport", false),
+            ("sport/+", "sport/", true),
+            ("+/+", "/finance", true),
+            ("/+", "/finance", true),
+            ("+", "/finance", false),
+            ("a", "A", false),
+            ("a", "a/", false),
+            ("#", "$SYS/uptime", false),        // [MQTT-4.7.2-1]
+            ("+/uptime", "$SYS/uptime", false), // [MQTT-4.7.2-1]
+            ("$SYS/#", "$SYS/uptime", true),
+            ("$SYS/+", "$SYS/uptime", true),
+        ] {
+            let found = matches(TopicFilter::new(filter).unwrap(), TopicName::new(topic).unwrap());
+            assert_eq!(found, expected, "{filter} {topic}");
+        }
+    }
+}

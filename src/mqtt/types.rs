@@ -119,3 +119,23 @@ impl fmt::Display for PacketId {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `[MQTT-2.2.1-3]`
+    #[test]
+    fn packet_identifiers_are_never_zero() {
+        assert_eq!(PacketId::new(0), None);
+        let last = PacketId::new(u16::MAX).unwrap();
+        assert_eq!(last.next(), PacketId::FIRST);
+        assert_eq!(PacketId::FIRST.next().get(), 2);
+    }
+
+    #[test]
+    fn qualities_of_service_are_three() {
+        let known: Vec<_> = (0..=u8::MAX).filter_map(QoS::from_u8).map(u8::from).collect();
+        assert_eq!(known, [0, 1, 2]);
+    }
+}

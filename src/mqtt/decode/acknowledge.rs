@@ -3,7 +3,28 @@
 
 use super::{DecodeError, Reader, Role, reason};
 use crate::mqtt::properties::Place;
-use crate::mqtt::{Ack, Auth, Disconnect, PacketType, Properties, ReasonCode, Version};
+use crate::mqtt::{
+    Ack, Auth, Disconnect, Packet, PacketId, PacketType, Properties, ReasonCode, Version,
+};
+
+/// The acknowledgement that says no more than success, which is the same in every version and by
+/// far the most frequent: read without a detour. `None` leaves it to [`ack`].
+#[inline]
+pub(super) fn short<'a>(first: u8, body: &[u8]) -> Option<Packet<'a>> {
+    const PUBACK: u8 = PacketType::PubAck.first_byte();
+    const PUBREC: u8 = PacketType::PubRec.first_byte();
+    const PUBREL: u8 = PacketType::PubRel.first_byte();
+    const PUBCOMP: u8 = PacketType::PubComp.first_byte();
+    let packet_id = PacketId::new(u16::from_be_bytes(body.try_into().ok()?))?;
+    let ack = Ack::new(packet_id, ReasonCode::Success);
+    match first {
+        PUBACK => Some(Packet::PubAck(ack)),
+        PUBREC => Some(Packet::PubRec(ack)),
+        PUBREL => Some(Packet::PubRel(ack)),
+        PUBCOMP => Some(Packet::PubComp(ack)),
+        _ => None,
+    }
+}
 
 pub(super) fn ack<'a>(
     packet_type: PacketType,

@@ -2,7 +2,7 @@
 
 use super::{DecodeError, Reader, Role};
 use crate::mqtt::properties::Place;
-use crate::mqtt::{Properties, Publish, QoS, ReasonCode, Version};
+use crate::mqtt::{Packet, Properties, Publish, QoS, ReasonCode, Version};
 
 #[inline]
 pub(super) fn decode<'a>(
@@ -10,7 +10,7 @@ pub(super) fn decode<'a>(
     mut reader: Reader<'a>,
     version: Version,
     sender: Role,
-) -> Result<Publish<'a>, DecodeError> {
+) -> Result<Packet<'a>, DecodeError> {
     let dup = first & 0x08 != 0;
     let qos = QoS::from_u8(first >> 1 & 0x03)
         .ok_or(DecodeError::malformed("a PUBLISH has both QoS bits set"))?; // [MQTT-3.3.1-4]
@@ -29,7 +29,7 @@ pub(super) fn decode<'a>(
     if topic.is_empty() {
         check_alias_stands_for_topic(version, &properties)?;
     }
-    Ok(Publish {
+    Ok(Packet::Publish(Publish {
         dup,
         qos,
         retain: first & 0x01 != 0,
@@ -37,7 +37,7 @@ pub(super) fn decode<'a>(
         packet_id,
         properties,
         payload: reader.rest(),
-    })
+    }))
 }
 
 #[inline]

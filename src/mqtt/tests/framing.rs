@@ -139,3 +139,18 @@ fn properties_are_as_long_as_they_say() {
         assert_eq!(out.len(), properties.encoded_len());
     }
 }
+
+#[test]
+fn a_packet_larger_than_mqtt_can_express_is_refused() {
+    // Zeroed memory that is only counted, never read.
+    let payload = vec![0; 268_435_455];
+    let publish = |payload| {
+        let (dup, qos, retain, packet_id) = (false, QoS::AtMostOnce, false, None);
+        let properties = Properties::default();
+        Packet::Publish(Publish { dup, qos, retain, topic: "t", packet_id, properties, payload })
+    };
+    let mut out = Vec::new();
+    let result = publish(&payload[2..]).encode(Version::V311, &mut out);
+    assert_eq!(result, Err(EncodeError::PacketTooLarge));
+    assert!(out.is_empty() && out.capacity() == 0);
+}

@@ -1,0 +1,288 @@
+//! How sessions begin, change hands and end, and what becomes of wills on the way.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::connect::Admission;
+use super::outlet::Order;
+use super::session::{Attachment, Session};
+use super::shared::redistribute;
+use super::turn::Turn;
+use super::will::Will;
+use super::{Broker, Millis};
+use crate::mqtt::{Disconnect, Packet, Properties, ReasonCode, Version};
+
+/// Sessions that have something to do at a time: their will, their end. An entry only says when
+/// to look; the session itself says what is due.
+#[derive(Default)]
+pub(crate) struct Timers(Mutex<BinaryHeap<Reverse<Entry>>>);
+
+struct Entry {
+    at: Millis,
+    session: Weak<Session>,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
+impl Timers {
+    fn push(&self, at: Millis, session: &Arc<Session>) {
+        let entry = Entry { at, session: Arc::downgrade(session) };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Reverse(entry));
+    }
+
+    fn pop_due(&self, now: Millis) -> Option<Weak<Session>> {
+        let mut heap = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heap.peek().is_some_and(|entry| entry.0.at <= now).then(|| heap.pop())?.map(|e| e.0.session)
+    }
+}
+
+/// What is left to do, without the lock, after a connection lost its session.
+struct Displaced {
+    outlet: super::outlet::SharedOutlet,
+    goodbye: Vec<u8>,
+    waiters: Vec<super::outlet::SharedOutlet>,
+    will: Option<Box<Will>>,
+}
+
+impl Broker {
+    /// Gives the session of an admitted client to its connection. `None`: there are too many
+    /// sessions.
+    pub(crate) fn admit(
+        &self,
+        admission: &Admission,
+        expiry_secs: u32,
+        turn: &mut Turn,
+        attachment: impl FnOnce(bool) -> Attachment,
+    ) -> Option<(Arc<Session>, u64)> {
+        loop {
+            let limit = self.config().max_sessions;
+            let (session, _) = self.sessions().get_or_create(&admission.client_id, limit)?;
+            let mut state = session.lock();
+            if state.ended {
+                drop(state);
+                self.sessions().remove(&session);
+                continue;
+            }
+            let used = state.epoch > 0;
+            let present = used && state.expiry_secs > 0 && !admission.clean_start;
+            if used && !present {
+                // [MQTT-3.1.2-4] (clean start), or the old one ends with its connection.
+                drop(state);
+                self.end_session(&session, true, turn);
+                continue;
+            }
+            let displaced = self.displace(&mut state);
+            state.expiry_secs = expiry_secs;
+            state.will = admission.will.as_ref().map(|will| will.clone_for(session.number()));
+            state.attach(attachment(present), self.config(), turn.now, &mut turn.tally);
+            let epoch = state.epoch;
+            session.update_flow(&mut state, self.config(), &mut turn.woken);
+            drop(state);
+            turn.touch(&session);
+            turn.tally.packets_sent += 1;
+            self.stats().client_connected();
+            if let Some(displaced) = displaced {
+                self.settle(displaced, turn);
+            }
+            return Some((session, epoch));
+        }
+    }
+
+    /// Takes the session from the connection that has it, if any: the client connected again
+    /// `[MQTT-3.1.4-3]`.
+    fn displace(&self, state: &mut super::session::State) -> Option<Displaced> {
+        let link = state.link.take()?;
+        let last = taken_over(link.version);
+        let (outlet, goodbye, waiters) = link.into_goodbye(&last);
+        // With a delay the will is taken back: the connection is there again [MQTT-3.1.3-9].
+        let will = state.will.take().filter(|will| will.delay_secs == 0);
+        Some(Displaced { outlet, goodbye, waiters, will })
+    }
+
+    fn settle(&self, displaced: Displaced, turn: &mut Turn) {
+        displaced.outlet.write(&displaced.goodbye);
+        displaced.outlet.pulse().order(Order::TakenOver);
+        displaced.outlet.wake();
+        turn.woken.extend(displaced.waiters);
+        self.stats().client_disconnected();
+        if let Some(will) = displaced.will {
+            self.publish_will(&will, turn);
+        }
+    }
+
+    pub(crate) fn publish_will(&self, will: &Will, turn: &mut Turn) {
+        self.publish(will.as_publish(turn.now), turn);
+    }
+
+    /// A connection ends. Returns the bytes that it should still write: what waits in its outbox,
+    /// and `last`. Nothing happens to the session when another connection has it by now.
+    pub(crate) fn detach(
+        &self,
+        session: &Arc<Session>,
+        epoch: u64,
+        last: &[u8],
+        publish_will: bool,
+        turn: &mut Turn,
+    ) -> Vec<u8> {
+        let mut state = session.lock();
+        if state.epoch != epoch || state.ended {
+            return Vec::new();
+        }
+        let Some(link) = state.link.take() else { return Vec::new() };
+        let (_, goodbye, waiters) = link.into_goodbye(last);
+        turn.woken.extend(waiters);
+        self.stats().client_disconnected();
+        state.inbound.on_disconnected();
+        if !publish_will {
+            state.will = None; // [MQTT-3.14.4-3]
+        }
+        if state.expiry_secs == 0 {
+            drop(state);
+            self.end_session(session, true, turn);
+            return goodbye;
+        }
+        let now = turn.now;
+        state.ends_at =
+            (state.expiry_secs != u32::MAX).then(|| now + u64::from(state.expiry_secs) * 1000);
+        let mut due = None;
+        if let Some(will) = &state.will {
+            if will.delay_secs == 0 {
+                due = state.will.take();
+            } else {
+                let at = now + u64::from(will.delay_secs) * 1000;
+                state.will_due = Some(at.min(state.ends_at.unwrap_or(at)));
+            }
+        }
+        self.arm(session, &mut state);
+        let mut woken = Vec::new();
+        session.update_flow(&mut state, self.config(), &mut woken);
+        drop(state);
+        redistribute(session, self.config(), turn);
+        if let Some(will) = due {
+            self.publish_will(&will, turn);
+        }
+        goodbye
+    }
+
+    /// Has the session looked at when it next has something to do. One entry that comes early
+    /// enough serves, so a client that comes and goes leaves no trail of them.
+    fn arm(&self, session: &Arc<Session>, state: &mut super::session::State) {
+        let Some(at) = state.will_due.into_iter().chain(state.ends_at).min() else { return };
+        if state.armed_for.is_none_or(|armed| armed > at) {
+            state.armed_for = Some(at);
+            self.timers.push(at, session);
+        }
+    }
+
+    /// Does what is due for sessions without a connection.
+    pub(crate) fn run_timers(&self, turn: &mut Turn) {
+        while let Some(session) = self.timers.pop_due(turn.now) {
+            let Some(session) = session.upgrade() else { continue };
+            let mut state = session.lock();
+            state.armed_for = None;
+            if state.link.is_some() || state.ended {
+                continue;
+            }
+            let mut due = None;
+            if state.will_due.is_some_and(|at| at <= turn.now) {
+                state.will_due = None;
+                due = state.will.take();
+            }
+            let over = state.ends_at.is_some_and(|at| at <= turn.now);
+            if !over {
+                self.arm(&session, &mut state);
+            }
+            drop(state);
+            if let Some(will) = due {
+                self.publish_will(&will, turn);
+            }
+            if over {
+                self.end_session(&session, true, turn);
+                self.stats().client_expired();
+            }
+        }
+    }
+
+    /// Ends a session for good: its subscriptions, its messages and, if `with_will`, its will,
+    /// which is published now `[MQTT-3.1.3.2-2]`.
+    pub(crate) fn end_session(&self, session: &Arc<Session>, with_will: bool, turn: &mut Turn) {
+        let (displaced, subscriptions, will) = {
+            let mut state = session.lock();
+            if state.ended {
+                return;
+            }
+            let pending = if state.link.is_none() { state.will.take() } else { None };
+            let displaced = match state.link.take() {
+                Some(link) => {
+                    let last = taken_over(link.version);
+                    let (outlet, goodbye, waiters) = link.into_goodbye(&last);
+                    // The session ends too, so a delay does not hold the will back.
+                    Some(Displaced { outlet, goodbye, waiters, will: state.will.take() })
+                }
+                None => None,
+            };
+            state.ended = true;
+            state.replays.clear();
+            let subscriptions: Vec<_> = state.subscriptions.drain().collect();
+            for subscription in &subscriptions {
+                subscription.remove();
+            }
+            (displaced, subscriptions, pending)
+        };
+        self.sessions().remove(session);
+        for subscription in &subscriptions {
+            self.forget(subscription);
+        }
+        redistribute(session, self.config(), turn);
+        session.lock().take_queue();
+        if let Some(displaced) = displaced {
+            self.settle(displaced, turn);
+        }
+        if let Some(will) = will.filter(|_| with_will) {
+            self.publish_will(&will, turn);
+        }
+    }
+
+    /// Publishes the wills of all connected clients, because their connections are about to be
+    /// closed by us.
+    pub(crate) fn publish_all_wills(&self, turn: &mut Turn) {
+        for session in self.sessions().all() {
+            let will = session.lock().will.take();
+            if let Some(will) = will {
+                self.publish_will(&will, turn);
+            }
+        }
+    }
+}
+
+fn taken_over(version: Version) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if version.is_v5() {
+        let properties = Properties::with_reason_string("another connection took the session over");
+        let packet =
+            Packet::Disconnect(Disconnect { reason: ReasonCode::SessionTakenOver, properties });
+        if packet.encode(version, &mut bytes).is_err() {
+            bytes.clear();
+        }
+    }
+    bytes
+}

@@ -1,0 +1,480 @@
+//! One connection, as the broker sees it: bytes come in, effects lie in mailboxes.
+//!
+//! ```text
+//!   Fresh ──CONNECT──▶ Asking ──the authenticator's answer──▶ Open ──▶ Closed
+//!     └─────────────────── any error, any order ───────────────────────▲
+//! ```
+//!
+//! The task that owns the socket owns the [`Link`]; nobody else calls it. Whatever ends it comes
+//! back as a [`Goodbye`]: the bytes that should still be written, and why.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::connect::Asking;
+use super::outlet::{Order, SharedOutlet};
+use super::publish::{PLAIN_PUBLISH, RouteCache, WORK_PER_TURN};
+use super::session::{Flow, Session};
+use super::turn::Turn;
+use super::{Broker, Millis};
+use crate::mqtt::{
+    DecodeError, Disconnect, Frame, Packet, PacketType, Properties, ReasonCode, Role, Version,
+};
+use crate::session::{InboundAliases, OutboundError, PubRecOutcome};
+
+/// A connection.
+pub struct Link {
+    pub(crate) broker: Arc<Broker>,
+    pub(crate) outlet: SharedOutlet,
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) number: u64,
+    /// Over the limit of connections: CONNECT is answered with "server busy".
+    pub(crate) over_limit: bool,
+    /// It belongs to this very process and need not be authenticated.
+    pub(crate) trusted: bool,
+    phase: Phase,
+    /// Sessions that this publisher waits for.
+    held_by: Vec<Arc<Session>>,
+}
+
+enum Phase {
+    Fresh,
+    Asking(Box<Asking>),
+    Open(Box<Open>),
+    Closed,
+}
+
+/// What a connection remembers once CONNECT was accepted.
+pub(crate) struct Open {
+    pub(crate) session: Arc<Session>,
+    pub(crate) epoch: u64,
+    pub(crate) version: Version,
+    pub(crate) username: Option<Box<str>>,
+    pub(crate) aliases: InboundAliases,
+    pub(crate) routes: Option<Box<RouteCache>>,
+    /// Whether the client wants reason strings in acknowledgements `[MQTT-3.1.2-29]`.
+    pub(crate) problem_information: bool,
+    /// What the client takes, in bytes.
+    pub(crate) max_packet_size: u32,
+    /// The session expiry of CONNECT was 0 and cannot be raised any more.
+    pub(crate) expiry_was_zero: bool,
+}
+
+/// What [`Link::on_bytes`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that need not be shown again.
+    pub consumed: usize,
+    /// It stopped before the last whole packet, to let others work: call it again soon.
+    pub more: bool,
+}
+
+/// The end of a connection: what should still be written, and why.
+#[derive(Debug)]
+pub struct Goodbye {
+    /// To be written before the socket is closed, if the peer takes it.
+    pub bytes: Vec<u8>,
+    /// For the log.
+    pub why: Cow<'static, str>,
+    /// The client said so itself.
+    pub clean: bool,
+}
+
+/// Why the broker ends a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cause {
+    pub(crate) reason: ReasonCode,
+    pub(crate) what: Cow<'static, str>,
+    /// Whether DISCONNECT is sent (5.0).
+    pub(crate) tell: bool,
+    pub(crate) publish_will: bool,
+    pub(crate) clean: bool,
+}
+
+impl Cause {
+    /// The peer broke the protocol or asked for too much.
+    pub(crate) fn violation(reason: ReasonCode, what: &'static str) -> Self {
+        Self { reason, what: what.into(), tell: true, publish_will: true, clean: false }
+    }
+
+    /// There is nobody to tell, or nothing to tell with.
+    pub(crate) fn silent(what: &'static str) -> Self {
+        Self { tell: false, ..Self::violation(ReasonCode::UnspecifiedError, what) }
+    }
+}
+
+impl From<DecodeError> for Cause {
+    fn from(error: DecodeError) -> Self {
+        Self::violation(error.reason, error.what)
+    }
+}
+
+impl Broker {
+    /// A connection was accepted. `peer` is its address, for the authenticator and the log.
+    pub fn connection(self: &Arc<Self>, outlet: SharedOutlet, peer: Option<SocketAddr>) -> Link {
+        let sockets = self.stats().socket_opened();
+        let number = self.register(&outlet);
+        Link {
+            broker: Arc::clone(self),
+            outlet,
+            peer,
+            number,
+            over_limit: sockets > self.config().max_connections as u64,
+            trusted: false,
+            phase: Phase::Fresh,
+            held_by: Vec::new(),
+        }
+    }
+
+    /// A connection from inside this process: nobody asks who it is.
+    pub fn embedded_connection(self: &Arc<Self>, outlet: SharedOutlet) -> Link {
+        let mut link = self.connection(outlet, None);
+        (link.trusted, link.over_limit) = (true, false);
+        link
+    }
+}
+
+impl Link {
+    /// The session, once CONNECT was accepted and as long as the link is open.
+    pub fn session(&self) -> Option<&Arc<Session>> {
+        match &self.phase {
+            Phase::Open(open) => Some(&open.session),
+            _ => None,
+        }
+    }
+
+    /// Takes bytes from the peer: whole packets are handled, the rest has to be shown again
+    /// together with what follows.
+    pub fn on_bytes(&mut self, bytes: &[u8], turn: &mut Turn) -> Result<Progress, Goodbye> {
+        let mut at = 0;
+        let handled = self.handle(bytes, &mut at, turn);
+        if let Phase::Open(open) = &self.phase {
+            open.flush_answers(turn);
+        }
+        match handled {
+            Ok(more) => Ok(Progress { consumed: at, more }),
+            Err(cause) => Err(self.end(&cause, turn)),
+        }
+    }
+
+    fn handle(&mut self, bytes: &[u8], at: &mut usize, turn: &mut Turn) -> Result<bool, Cause> {
+        loop {
+            match &mut self.phase {
+                Phase::Fresh => {
+                    let max = self.broker.config().max_connect_size;
+                    let Some(frame) = Frame::parse(&bytes[*at..], max)? else { return Ok(false) };
+                    *at += frame.len;
+                    turn.tally.packets_received += 1;
+                    self.on_connect(&frame, turn)?;
+                }
+                // The peer may send on before CONNACK; it is read when the answer is there.
+                Phase::Asking(_) | Phase::Closed => return Ok(false),
+                Phase::Open(open) => {
+                    let broker = &self.broker;
+                    let max = broker.config().max_packet_size;
+                    let Some(frame) = Frame::parse(&bytes[*at..], max)? else { return Ok(false) };
+                    if turn.work >= WORK_PER_TURN {
+                        return Ok(true);
+                    }
+                    if frame.first == PLAIN_PUBLISH
+                        && let Some(handled) = open.on_run(broker, &bytes[*at..], &frame, max, turn)
+                    {
+                        *at += handled;
+                        continue;
+                    }
+                    *at += frame.len;
+                    turn.tally.packets_received += 1;
+                    open.on_packet(broker, frame.decode(open.version, Role::Client)?, turn)?;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn ask(&mut self, asking: Asking) {
+        self.phase = Phase::Asking(Box::new(asking));
+    }
+
+    pub(crate) fn open(&mut self, open: Open) {
+        self.phase = Phase::Open(Box::new(open));
+    }
+
+    /// Whether the link waits for the authenticator: then [`poll_answer`](Self::poll_answer).
+    pub fn is_asking(&self) -> bool {
+        matches!(self.phase, Phase::Asking(_))
+    }
+
+    /// Asks whether the authenticator has answered. Ready when the link is not waiting any more.
+    pub fn poll_answer(
+        &mut self,
+        context: &mut Context<'_>,
+        turn: &mut Turn,
+    ) -> Poll<Result<(), Goodbye>> {
+        let Phase::Asking(asking) = &mut self.phase else { return Poll::Ready(Ok(())) };
+        let Poll::Ready(answer) = asking.answer.as_mut().poll(context) else {
+            return Poll::Pending;
+        };
+        let Phase::Asking(asking) = std::mem::replace(&mut self.phase, Phase::Fresh) else {
+            return Poll::Ready(Ok(()));
+        };
+        let admitted = self.on_answer(asking.connect, answer, turn);
+        Poll::Ready(admitted.map_err(|cause| self.end(&cause, turn)))
+    }
+
+    /// Whether reading should wait, because a receiver of what this peer publishes is full. The
+    /// outlet is woken when it may go on.
+    pub fn is_held(&mut self, turn: &mut Turn) -> bool {
+        for session in turn.take_full() {
+            if !self.held_by.iter().any(|known| Arc::ptr_eq(known, &session)) {
+                self.held_by.push(session);
+            }
+        }
+        if let Phase::Open(open) = &self.phase
+            && let Some(last) = open.routes.as_ref().and_then(|routes| routes.last())
+        {
+            for target in &last.route.targets {
+                if target.session.flow() == Flow::Full
+                    && !self.held_by.iter().any(|known| Arc::ptr_eq(known, &target.session))
+                {
+                    self.held_by.push(Arc::clone(&target.session));
+                }
+            }
+        }
+        if self.held_by.is_empty() {
+            return false;
+        }
+        let (outlet, config) = (&self.outlet, self.broker.config());
+        self.held_by.retain(|session| session.hold_back(outlet, config));
+        !self.held_by.is_empty()
+    }
+
+    /// The peer is gone: its socket was closed or failed.
+    pub fn on_lost(&mut self, turn: &mut Turn) -> Goodbye {
+        self.end(&Cause::silent("the connection was lost"), turn)
+    }
+
+    /// An order came from outside (see [`Order`]); `None` when there is none.
+    pub fn on_order(&mut self, turn: &mut Turn) -> Option<Goodbye> {
+        use ReasonCode as Code;
+        let (reason, what) = match self.outlet.pulse().standing_order() {
+            Order::None => return None,
+            Order::ConnectTimeout => {
+                return Some(self.end(&Cause::silent("no CONNECT came in time"), turn));
+            }
+            Order::TakenOver => {
+                (Code::SessionTakenOver, "another connection took the session over")
+            }
+            Order::KeepAliveTimeout => {
+                (Code::KeepAliveTimeout, "nothing came for one and a half times the keep-alive")
+            }
+            Order::QueueFull => (Code::QuotaExceeded, "the session's queue is full"),
+            Order::AckTimeout => (Code::UnspecifiedError, "messages stayed unacknowledged"),
+            Order::ShuttingDown => (Code::ServerShuttingDown, "the server is shutting down"),
+        };
+        Some(self.end(&Cause::violation(reason, what), turn))
+    }
+
+    /// Ends the link and everything that ends with it.
+    pub(crate) fn end(&mut self, cause: &Cause, turn: &mut Turn) -> Goodbye {
+        let was_closed = matches!(self.phase, Phase::Closed);
+        let mut goodbye =
+            Goodbye { bytes: Vec::new(), why: cause.what.clone(), clean: cause.clean };
+        match std::mem::replace(&mut self.phase, Phase::Closed) {
+            Phase::Open(open) => {
+                let last = open.disconnect_packet(cause);
+                goodbye.bytes =
+                    self.broker.detach(&open.session, open.epoch, &last, cause.publish_will, turn);
+            }
+            // What answers a bad CONNECT was written by whoever found it bad.
+            Phase::Fresh | Phase::Asking(_) | Phase::Closed => {
+                goodbye.bytes.append(&mut turn.answers);
+            }
+        }
+        turn.answers.clear();
+        if !was_closed {
+            self.broker.unregister(self.number);
+            self.broker.stats().socket_closed();
+        }
+        goodbye
+    }
+
+    /// The current time, for the link's own task.
+    pub fn beat(&self, now: Millis) {
+        self.outlet.pulse().beat(now);
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if !matches!(self.phase, Phase::Closed) {
+            let mut turn = Turn::default();
+            turn.begin(self.broker.last_tick());
+            self.on_lost(&mut turn);
+            turn.finish(&Arc::clone(&self.broker));
+        }
+    }
+}
+
+impl Open {
+    /// Moves the answers of this turn into the outbox: one append, and so one write, for all.
+    pub(crate) fn flush_answers(&self, turn: &mut Turn) {
+        if !turn.answers.is_empty() {
+            let answers = std::mem::take(&mut turn.answers);
+            self.session.append(self.epoch, &answers, turn);
+            turn.answers = answers;
+            turn.answers.clear();
+        }
+    }
+
+    fn on_packet(
+        &mut self,
+        broker: &Broker,
+        packet: Packet<'_>,
+        turn: &mut Turn,
+    ) -> Result<(), Cause> {
+        match packet {
+            Packet::Publish(publish) => self.on_publish(broker, &publish, turn),
+            Packet::PubAck(ack) => {
+                self.on_acknowledged(broker, turn, |state| {
+                    state.outbound.on_puback(ack.packet_id).is_ok().then_some(ack.reason)
+                });
+                Ok(())
+            }
+            Packet::PubRec(ack) => {
+                self.on_pubrec(broker, &ack, turn);
+                Ok(())
+            }
+            Packet::PubComp(ack) => {
+                self.on_acknowledged(broker, turn, |state| {
+                    state.outbound.on_pubcomp(ack.packet_id).is_ok().then_some(ReasonCode::Success)
+                });
+                Ok(())
+            }
+            Packet::PubRel(ack) => {
+                let known = self.session.lock().inbound.release(ack.packet_id);
+                let reason =
+                    if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
+                self.acknowledge(PacketType::PubComp, ack.packet_id, reason, turn);
+                Ok(())
+            }
+            Packet::Subscribe(subscribe) => self.on_subscribe(broker, &subscribe, turn),
+            Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(broker, &unsubscribe, turn),
+            Packet::PingReq => {
+                turn.tally.packets_sent += 1;
+                turn.answers.extend_from_slice(&[0xD0, 0]); // [MQTT-3.12.4-1]
+                Ok(())
+            }
+            Packet::Disconnect(disconnect) => Err(self.on_disconnect(broker, &disconnect)),
+            Packet::Connect(_) => {
+                // [MQTT-3.1.0-2]
+                Err(Cause::violation(
+                    ReasonCode::ProtocolError,
+                    "a second CONNECT on one connection",
+                ))
+            }
+            Packet::Auth(_) => Err(Cause::violation(
+                ReasonCode::ProtocolError,
+                "AUTH without an authentication method in CONNECT",
+            )),
+            // The decoder lets a client send nothing else.
+            Packet::ConnAck(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => Err(
+                Cause::violation(ReasonCode::ProtocolError, "a packet that only a server may send"),
+            ),
+        }
+    }
+
+    /// An acknowledgement made room: what waits may be sent. `step` answers with the
+    /// acknowledgement's reason code, or `None` when it acknowledged nothing, which is ignored.
+    fn on_acknowledged(
+        &self,
+        broker: &Broker,
+        turn: &mut Turn,
+        step: impl FnOnce(&mut super::session::State) -> Option<ReasonCode>,
+    ) {
+        let mut state = self.session.lock();
+        if state.epoch != self.epoch {
+            return;
+        }
+        let idle = state.is_idle();
+        if let Some(reason) = step(&mut state)
+            && reason.is_error()
+        {
+            turn.tally.dropped(super::stats::DropReason::Refused, 1); // [MQTT-4.8.2-6]
+        }
+        state.pump(broker.config(), turn.now, &mut turn.tally);
+        if idle && !state.is_idle() {
+            turn.touch(&self.session);
+        }
+        self.session.update_flow(&mut state, broker.config(), &mut turn.woken);
+        let replaying = !state.replays.is_empty();
+        drop(state);
+        if replaying {
+            broker.replay(&self.session, turn);
+        }
+    }
+
+    fn on_pubrec(&self, broker: &Broker, ack: &crate::mqtt::Ack<'_>, turn: &mut Turn) {
+        let refused = self.version.is_v5() && ack.reason.is_error();
+        let mut outcome = Ok(PubRecOutcome::Release(None));
+        self.on_acknowledged(broker, turn, |state| {
+            outcome = state.outbound.on_pubrec(ack.packet_id, refused);
+            matches!(outcome, Ok(PubRecOutcome::Refused(_))).then_some(ack.reason)
+        });
+        match outcome {
+            Ok(PubRecOutcome::Release(_)) => {
+                self.acknowledge(PacketType::PubRel, ack.packet_id, ReasonCode::Success, turn);
+            }
+            Ok(PubRecOutcome::Refused(_)) => {}
+            // An answer is owed all the same, or the client would wait for it for ever.
+            Err(OutboundError::Unknown | OutboundError::OutOfStep) if !refused => {
+                let reason = ReasonCode::PacketIdentifierNotFound;
+                self.acknowledge(PacketType::PubRel, ack.packet_id, reason, turn);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn on_disconnect(&self, broker: &Broker, disconnect: &Disconnect<'_>) -> Cause {
+        if let Some(expiry) = disconnect.properties.session_expiry_secs {
+            if self.expiry_was_zero && expiry != 0 {
+                // [MQTT-3.14.2-2]
+                return Cause::violation(
+                    ReasonCode::ProtocolError,
+                    "the session expiry of CONNECT was 0 and cannot be raised",
+                );
+            }
+            let mut state = self.session.lock();
+            if state.epoch == self.epoch {
+                state.expiry_secs = expiry.min(broker.config().max_session_expiry_secs);
+            }
+        }
+        Cause {
+            reason: disconnect.reason,
+            what: "the client disconnected".into(),
+            tell: false,
+            publish_will: disconnect.reason != ReasonCode::Success, // [MQTT-3.14.4-3]
+            clean: true,
+        }
+    }
+
+    /// DISCONNECT as the last packet, in 5.0 only.
+    fn disconnect_packet(&self, cause: &Cause) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if cause.tell && self.version.is_v5() {
+            let encode = |properties, bytes: &mut Vec<u8>| {
+                bytes.clear();
+                let packet = Packet::Disconnect(Disconnect { reason: cause.reason, properties });
+                packet.encode(Version::V5, bytes).is_ok()
+                    && bytes.len() <= self.max_packet_size as usize
+            };
+            // [MQTT-3.14.2-3]: a reason string only if it fits.
+            if !encode(Properties::with_reason_string(&cause.what), &mut bytes)
+                && !encode(Properties::default(), &mut bytes)
+            {
+                bytes.clear();
+            }
+        }
+        bytes
+    }
+}

@@ -1,0 +1,484 @@
+//! A PUBLISH from a client, and everybody whom it reaches.
+//!
+//! The order guards itself: resolve the alias (or an empty topic would be authorized), then may
+//! it?, then retain, then who wants it?, then give it to each, and only then acknowledge.
+//!
+//! Two roads lead there. Most bytes of a busy broker are runs of QoS 0 frames on one topic without
+//! properties: those are copied to each receiver as they stand, the whole run at once
+//! ([`Link::on_run`]). Everything else is decoded and framed for each receiver.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::Broker;
+use super::link::{Cause, Open};
+use super::message::{LazyMessage, PublishRef};
+use super::retained::Retained;
+use super::route::{Route, Target};
+use super::session::{State, Terms};
+use super::stats::DropReason;
+use super::turn::Turn;
+use crate::mqtt::{
+    EncodeError, Frame, MAX_PACKET_SIZE, PacketId, PacketType, Properties, Publish, QoS,
+    ReasonCode, TopicName, encode_ack, remaining_length_size,
+};
+use crate::session::{AliasError, Received};
+
+/// Bytes copied to receivers after which a turn ends, so that one publisher with many receivers
+/// starves nobody and fills no memory.
+pub(crate) const WORK_PER_TURN: usize = 8 * 1024 * 1024;
+/// Topics whose routes one connection keeps.
+const CACHED_ROUTES: usize = 4096;
+/// The first byte of a PUBLISH at QoS 0 without DUP and RETAIN.
+pub(crate) const PLAIN_PUBLISH: u8 = 0x30;
+
+/// A route and whether this connection may use it.
+pub(crate) struct CachedRoute {
+    pub(crate) route: Route,
+    allowed: bool,
+}
+
+/// The routes that one connection used last. The one that was resolved last is found without
+/// hashing: most publishers have one topic.
+#[derive(Default)]
+pub(crate) struct RouteCache {
+    last_topic: Box<str>,
+    last: Option<Arc<CachedRoute>>,
+    others: HashMap<Box<str>, Arc<CachedRoute>>,
+}
+
+impl RouteCache {
+    /// The route used last.
+    pub(crate) fn last(&self) -> Option<&Arc<CachedRoute>> {
+        self.last.as_ref()
+    }
+
+    fn get(&mut self, broker: &Broker, topic: &str) -> Option<Arc<CachedRoute>> {
+        let topics = broker.topics();
+        if *self.last_topic == *topic {
+            let known = self.last.as_ref()?;
+            return topics.is_current(&known.route.stamp).then(|| Arc::clone(known));
+        }
+        let known = self.others.get(topic)?;
+        if !topics.is_current(&known.route.stamp) {
+            return None;
+        }
+        Some(Arc::clone(known))
+    }
+
+    fn put(&mut self, topic: &str, route: &Arc<CachedRoute>) {
+        if self.last.is_some() && *self.last_topic != *topic {
+            if self.others.len() >= CACHED_ROUTES {
+                self.others.clear();
+            }
+            if let Some(last) = self.last.take() {
+                self.others.insert(std::mem::take(&mut self.last_topic), last);
+            }
+            self.others.insert(topic.into(), Arc::clone(route));
+        }
+        self.last_topic = topic.into();
+        self.last = Some(Arc::clone(route));
+    }
+}
+
+/// The properties of a PUBLISH or will that go on to receivers, as bytes without a length.
+pub(crate) fn forwardable(properties: &Properties<'_>) -> Result<Vec<u8>, EncodeError> {
+    if properties.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut properties = properties.clone();
+    let values = properties.make_mut();
+    values.topic_alias = None;
+    values.message_expiry_secs = None;
+    values.will_delay_secs = None;
+    values.subscription_identifiers.clear();
+    let mut bytes = Vec::new();
+    properties.encode(&mut bytes)?;
+    let len = bytes.len();
+    let prefix = (1..=4).find(|prefix| remaining_length_size(len - prefix) == *prefix).unwrap_or(1);
+    bytes.drain(..prefix);
+    Ok(bytes)
+}
+
+impl Broker {
+    /// Publishes a message for whoever wants it, without a cached route: wills, `$SYS`, and what
+    /// this process itself publishes. Returns whether anybody did.
+    pub fn publish(&self, publish: PublishRef<'_>, turn: &mut Turn) -> bool {
+        let route = Route::resolve(self.topics(), publish.topic, publish.publisher);
+        self.deliver(publish, &route, turn) != Outcome::Nobody
+    }
+
+    fn deliver(&self, publish: PublishRef<'_>, route: &Route, turn: &mut Turn) -> Outcome {
+        let mut message = LazyMessage::new(publish);
+        if !publish.retain || !self.config().retain_available {
+            return self.deliver_to_all(&mut message, route, turn);
+        }
+        let owned = message.get();
+        let limit = self.config().max_retained_messages;
+        let mut result = Outcome::Nobody;
+        self.topics().retain(&owned, limit, &mut |outcome| {
+            if outcome == Retained::Refused {
+                turn.tally.dropped(DropReason::RetainedLimit, 1);
+            }
+            // Whoever subscribed since the route was resolved gets the message by its replay.
+            result = self.deliver_to_all(&mut message, route, turn);
+            if outcome == Retained::Refused {
+                result = Outcome::NotRetained;
+            }
+        });
+        result
+    }
+
+    fn deliver_to_all(
+        &self,
+        message: &mut LazyMessage<'_>,
+        route: &Route,
+        turn: &mut Turn,
+    ) -> Outcome {
+        for target in &route.targets {
+            let mut state = target.session.lock();
+            self.deliver_to_target(message, target, &mut state, turn);
+        }
+        for group in &route.groups {
+            group.deliver(self.config(), message, None, turn);
+        }
+        if route.is_empty() { Outcome::Nobody } else { Outcome::Delivered }
+    }
+
+    fn deliver_to_target(
+        &self,
+        message: &mut LazyMessage<'_>,
+        target: &Target,
+        state: &mut State,
+        turn: &mut Turn,
+    ) {
+        if !target.stands() {
+            return;
+        }
+        turn.work += message.publish.size();
+        let terms = Terms {
+            qos: message.publish.qos.min(target.qos), // [MQTT-3.8.4-8]
+            retain: message.publish.retain && target.retain_as_published,
+            subscription_ids: &target.identifiers,
+            share: None,
+        };
+        target.session.deliver_locked(state, self.config(), message, &terms, turn);
+    }
+}
+
+/// What publishing came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Delivered,
+    Nobody,
+    NotRetained,
+}
+
+/// A run of whole QoS 0 frames that all begin alike.
+struct Run<'a> {
+    bytes: &'a [u8],
+    count: u64,
+    largest: usize,
+    /// What of each frame's body comes before the payload.
+    head: &'a [u8],
+    topic: &'a str,
+    is_v5: bool,
+}
+
+impl<'a> Run<'a> {
+    /// The run at the start of `bytes`, whose first frame is `first`, up to `max` bytes.
+    fn scan(bytes: &'a [u8], first: &Frame<'a>, head: &'a [u8], max: usize) -> (usize, u64, usize) {
+        let (mut end, mut count, mut largest) = (first.len, 1, first.len);
+        while end < max && bytes.get(end) == Some(&PLAIN_PUBLISH) {
+            // What is malformed or too large is met again as the first frame of the next round.
+            let Ok(Some(frame)) = Frame::parse(&bytes[end..], MAX_PACKET_SIZE) else { break };
+            if !frame.body.starts_with(head) {
+                break;
+            }
+            end += frame.len;
+            count += 1;
+            largest = largest.max(frame.len);
+        }
+        (end, count, largest)
+    }
+
+    fn payloads(&self) -> impl Iterator<Item = &'a [u8]> {
+        let (mut rest, skip) = (self.bytes, self.head.len());
+        std::iter::from_fn(move || {
+            let frame = Frame::parse(rest, MAX_PACKET_SIZE).ok()??;
+            rest = &rest[frame.len..];
+            Some(&frame.body[skip..])
+        })
+    }
+
+    fn publish(&self, payload: &'a [u8], publisher: u64) -> PublishRef<'a> {
+        PublishRef {
+            topic: self.topic,
+            properties: &[],
+            payload,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            expires_at: None,
+            publisher,
+        }
+    }
+
+    /// The same frames in the other wire format: 5.0 has one byte more, the empty property list.
+    fn convert(&self, out: &mut Vec<u8>) {
+        out.clear();
+        let topic = 2 + self.topic.len();
+        for payload in self.payloads() {
+            out.push(PLAIN_PUBLISH);
+            let len = topic + usize::from(!self.is_v5) + payload.len();
+            crate::mqtt::put_remaining_length(out, len);
+            out.extend_from_slice(&self.head[..topic]);
+            if !self.is_v5 {
+                out.push(0);
+            }
+            out.extend_from_slice(payload);
+        }
+    }
+}
+
+impl Open {
+    fn route(&mut self, broker: &Broker, topic: &str) -> Arc<CachedRoute> {
+        let routes = self.routes.get_or_insert_default();
+        if let Some(known) = routes.get(broker, topic) {
+            return known;
+        }
+        let username = self.username.as_deref();
+        let allowed = !topic.starts_with("$SYS/")
+            && broker.authorizer().may_publish(self.session.client_id(), username, topic);
+        let route = Route::resolve(broker.topics(), topic, self.session.number());
+        let route = Arc::new(CachedRoute { route, allowed });
+        routes.put(topic, &route);
+        route
+    }
+
+    /// A plain PUBLISH and those like it that follow. `None`: it is not one for this road.
+    /// Otherwise the number of bytes that were handled.
+    pub(crate) fn on_run(
+        &mut self,
+        broker: &Broker,
+        bytes: &[u8],
+        first: &Frame<'_>,
+        max_packet_size: u32,
+        turn: &mut Turn,
+    ) -> Option<usize> {
+        let (length, rest) = first.body.split_first_chunk::<2>()?;
+        let topic = rest.get(..usize::from(u16::from_be_bytes(*length)))?;
+        let is_v5 = self.version.is_v5();
+        if is_v5 && *rest.get(topic.len())? != 0 {
+            return None; // it has properties
+        }
+        let head = &first.body[..2 + topic.len() + usize::from(is_v5)];
+        let cached =
+            self.routes.as_ref().is_some_and(|routes| routes.last_topic.as_bytes() == topic);
+        let topic = std::str::from_utf8(topic).ok()?;
+        if !cached {
+            TopicName::new(topic).ok()?;
+        }
+        let route = self.route(broker, topic);
+        let receivers = (route.route.targets.len() + route.route.groups.len()).max(1);
+        let (end, count, largest) = Run::scan(bytes, first, head, WORK_PER_TURN / receivers);
+        if largest > max_packet_size as usize {
+            return None; // the decoder refuses it
+        }
+        let run = Run { bytes: &bytes[..end], count, largest, head, topic, is_v5 };
+        turn.tally.received += count;
+        turn.tally.packets_received += count;
+        turn.tally.publish_bytes_received += (end - count as usize * head.len()) as u64;
+        turn.work += end * receivers;
+        if route.allowed {
+            self.deliver_run(broker, &run, &route.route, turn);
+        } else {
+            turn.tally.dropped(DropReason::NotAuthorized, count);
+        }
+        Some(end)
+    }
+
+    fn deliver_run(&self, broker: &Broker, run: &Run<'_>, route: &Route, turn: &mut Turn) {
+        let publisher = self.session.number();
+        let config = broker.config();
+        let mut converted = std::mem::take(&mut turn.converted);
+        converted.clear();
+        for target in &route.targets {
+            let mut state = target.session.lock();
+            if !target.stands() {
+                continue;
+            }
+            let idle = state.is_idle();
+            let Some(link) = &mut state.link else {
+                turn.tally.dropped(DropReason::Offline, run.count);
+                continue;
+            };
+            if link.is_slow() {
+                turn.tally.dropped(DropReason::SlowConsumer, run.count);
+                continue;
+            }
+            if !target.identifiers.is_empty() || !link.takes_plain_frames(run.largest + 1) {
+                for payload in run.payloads() {
+                    let mut message = LazyMessage::new(run.publish(payload, publisher));
+                    broker.deliver_to_target(&mut message, target, &mut state, turn);
+                }
+                continue;
+            }
+            let bytes = if link.version.is_v5() == run.is_v5 {
+                run.bytes
+            } else {
+                if converted.is_empty() {
+                    run.convert(&mut converted);
+                }
+                &converted
+            };
+            if link.append_run(bytes, config) {
+                turn.tally.sent += run.count;
+                if idle {
+                    turn.touch(&target.session);
+                }
+                target.session.note_filled(&mut state, config, turn);
+            } else {
+                turn.tally.dropped(DropReason::SlowConsumer, run.count);
+            }
+        }
+        turn.converted = converted;
+        for group in &route.groups {
+            for payload in run.payloads() {
+                let mut message = LazyMessage::new(run.publish(payload, publisher));
+                group.deliver(config, &mut message, None, turn);
+            }
+        }
+    }
+
+    /// A PUBLISH of any kind.
+    pub(crate) fn on_publish(
+        &mut self,
+        broker: &Broker,
+        publish: &Publish<'_>,
+        turn: &mut Turn,
+    ) -> Result<(), Cause> {
+        let config = broker.config();
+        turn.tally.received += 1;
+        turn.tally.publish_bytes_received += publish.payload.len() as u64;
+        if publish.qos > config.max_qos {
+            // [MQTT-3.2.2-11]
+            return Err(Cause::violation(
+                ReasonCode::QoSNotSupported,
+                "the quality of service is above the maximum",
+            ));
+        }
+        if publish.retain && !config.retain_available {
+            // [MQTT-3.2.2-14]
+            return Err(Cause::violation(
+                ReasonCode::RetainNotSupported,
+                "retained messages are not available",
+            ));
+        }
+        let mut resolved = String::new();
+        let topic = self.resolve_alias(publish, &mut resolved)?;
+        if let Some(id) = publish.packet_id {
+            let maximum = if self.version.is_v5() { config.receive_maximum } else { u16::MAX };
+            match self.receive(id, publish.qos, maximum) {
+                Received::New => {}
+                Received::Duplicate => {
+                    self.acknowledge(PacketType::PubRec, id, ReasonCode::Success, turn);
+                    return Ok(());
+                }
+                Received::TooMany => {
+                    return Err(Cause::violation(
+                        ReasonCode::ReceiveMaximumExceeded,
+                        "more messages are in flight than the receive maximum allows",
+                    ));
+                }
+            }
+        }
+        let route = self.route(broker, topic);
+        let reason = if route.allowed {
+            let lifetime = publish.properties.message_expiry_secs;
+            let properties = forwardable(&publish.properties).map_err(|_| {
+                Cause::violation(ReasonCode::MalformedPacket, "a property is too long")
+            })?;
+            let message = PublishRef {
+                topic,
+                properties: &properties,
+                payload: publish.payload,
+                qos: publish.qos,
+                retain: publish.retain,
+                expires_at: lifetime.map(|secs| turn.now + u64::from(secs) * 1000),
+                publisher: self.session.number(),
+            };
+            match broker.deliver(message, &route.route, turn) {
+                Outcome::Delivered => ReasonCode::Success,
+                Outcome::Nobody => ReasonCode::NoMatchingSubscribers,
+                Outcome::NotRetained => ReasonCode::QuotaExceeded,
+            }
+        } else {
+            turn.tally.dropped(DropReason::NotAuthorized, 1);
+            ReasonCode::NotAuthorized
+        };
+        match (publish.packet_id, publish.qos) {
+            (Some(id), QoS::AtLeastOnce) => self.acknowledge(PacketType::PubAck, id, reason, turn),
+            (Some(id), QoS::ExactlyOnce) => {
+                if reason.is_error() && self.version.is_v5() {
+                    self.session.lock().inbound.release(id); // [MQTT-4.3.3-9]
+                }
+                self.acknowledge(PacketType::PubRec, id, reason, turn);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the message is to be handed on. A QoS 1 message is acknowledged in the turn that
+    /// reads it, so only QoS 2 can be more than the receive maximum allows.
+    fn receive(&self, id: PacketId, qos: QoS, maximum: u16) -> Received {
+        if qos == QoS::AtLeastOnce {
+            return Received::New;
+        }
+        self.session.lock().inbound.on_publish(id, qos, maximum)
+    }
+
+    fn resolve_alias<'t>(
+        &mut self,
+        publish: &Publish<'t>,
+        resolved: &'t mut String,
+    ) -> Result<&'t str, Cause> {
+        let Some(alias) = publish.properties.topic_alias else { return Ok(publish.topic) };
+        let invalid = |error: AliasError| match error {
+            AliasError::OutOfRange => Cause::violation(
+                ReasonCode::TopicAliasInvalid,
+                "the topic alias is zero or above the maximum",
+            ),
+            AliasError::Unknown => Cause::violation(
+                ReasonCode::ProtocolError,
+                "no topic was sent with this topic alias before",
+            ),
+        };
+        if publish.topic.is_empty() {
+            resolved.push_str(self.aliases.resolve(alias).map_err(invalid)?);
+            Ok(resolved)
+        } else {
+            self.aliases.register(alias, publish.topic).map_err(invalid)?;
+            Ok(publish.topic)
+        }
+    }
+
+    /// Writes PUBACK, PUBREC, PUBREL or PUBCOMP. Before 5.0 there is no reason code to say
+    /// anything but success with `[MQTT-3.3.5-2]`.
+    pub(crate) fn acknowledge(
+        &self,
+        packet_type: PacketType,
+        id: PacketId,
+        reason: ReasonCode,
+        turn: &mut Turn,
+    ) {
+        turn.tally.packets_sent += 1;
+        encode_ack(packet_type, id, &mut turn.answers);
+        if self.version.is_v5() && reason != ReasonCode::Success {
+            let length_at = turn.answers.len() - 3;
+            turn.answers[length_at] = 3;
+            turn.answers.push(reason as u8);
+        }
+    }
+}

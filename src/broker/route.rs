@@ -1,0 +1,93 @@
+//! Where the messages of one topic go, resolved once and kept by the connection that publishes.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::index::Stamp;
+use super::providers::TopicsProvider;
+use super::session::Session;
+use super::shared::ShareGroup;
+use super::subscription::Subscription;
+use crate::mqtt::QoS;
+
+/// The receivers of one topic, as seen by one publisher.
+pub(crate) struct Route {
+    pub(crate) stamp: Stamp,
+    pub(crate) targets: Vec<Target>,
+    pub(crate) groups: Vec<Arc<ShareGroup>>,
+}
+
+/// One session, with all of its subscriptions that match: a message reaches it once, at the
+/// highest of their qualities of service `[MQTT-3.3.5-1]` and with all their identifiers
+/// `[MQTT-3.3.4-4]`.
+pub(crate) struct Target {
+    pub(crate) session: Arc<Session>,
+    pub(crate) qos: QoS,
+    pub(crate) retain_as_published: bool,
+    pub(crate) identifiers: SmallVec<[u32; 2]>,
+    subscriptions: SmallVec<[Arc<Subscription>; 1]>,
+}
+
+impl Target {
+    fn new(subscription: Arc<Subscription>) -> Self {
+        let mut target = Self {
+            session: Arc::clone(subscription.session()),
+            qos: QoS::AtMostOnce,
+            retain_as_published: false,
+            identifiers: SmallVec::new(),
+            subscriptions: SmallVec::new(),
+        };
+        target.merge(subscription);
+        target
+    }
+
+    fn merge(&mut self, subscription: Arc<Subscription>) {
+        self.qos = self.qos.max(subscription.qos);
+        self.retain_as_published |= subscription.retain_as_published;
+        if subscription.identifier != 0 {
+            self.identifiers.push(subscription.identifier);
+        }
+        self.subscriptions.push(subscription);
+    }
+
+    /// Whether none of its subscriptions was cancelled since. To be asked under the session's
+    /// lock.
+    pub(crate) fn stands(&self) -> bool {
+        !self.subscriptions.iter().any(|subscription| subscription.is_removed())
+    }
+}
+
+impl Route {
+    /// Asks the index. `publisher` is the number of the publishing session, for "no local"
+    /// `[MQTT-3.8.3-3]`.
+    pub(crate) fn resolve(topics: &dyn TopicsProvider, topic: &str, publisher: u64) -> Self {
+        let mut found = Vec::new();
+        let stamp = topics.matches(topic, &mut found);
+        found.sort_by_key(|subscription| subscription.session().number());
+        let mut route = Self { stamp, targets: Vec::new(), groups: Vec::new() };
+        for subscription in found {
+            if let Some(group) = &subscription.group {
+                if !route.groups.iter().any(|known| Arc::ptr_eq(known, group)) {
+                    route.groups.push(Arc::clone(group));
+                }
+                continue;
+            }
+            if subscription.no_local && subscription.session().number() == publisher {
+                continue;
+            }
+            match route.targets.last_mut() {
+                Some(target) if Arc::ptr_eq(&target.session, subscription.session()) => {
+                    target.merge(subscription);
+                }
+                _ => route.targets.push(Target::new(subscription)),
+            }
+        }
+        route
+    }
+
+    /// Whether nobody wants the topic.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.targets.is_empty() && self.groups.is_empty()
+    }
+}

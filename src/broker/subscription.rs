@@ -1,0 +1,89 @@
+//! One subscription of one session.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::session::Session;
+use super::shared::ShareGroup;
+use crate::mqtt::{QoS, SubscriptionRequest};
+
+/// A topic filter that a session subscribed to, with its options.
+pub struct Subscription {
+    session: Arc<Session>,
+    /// As the client wrote it, `$share/NAME/` included.
+    text: Box<str>,
+    /// Where the filter begins in `text`.
+    filter_at: u16,
+    /// The highest quality of service that the subscriber wants.
+    pub qos: QoS,
+    /// Not what the subscriber itself published.
+    pub no_local: bool,
+    /// Keep the retain flag.
+    pub retain_as_published: bool,
+    /// Subscription identifier, 0 for none.
+    pub identifier: u32,
+    pub(crate) group: Option<Arc<ShareGroup>>,
+    /// Set under the session's lock before UNSUBACK is written, looked at under the same lock
+    /// before anything is appended: so nothing that was routed by an older index follows UNSUBACK
+    /// `[MQTT-3.10.4-2]`.
+    removed: AtomicBool,
+}
+
+impl Subscription {
+    /// `filter_len` is the length of the filter at the end of the request's text.
+    pub(crate) fn new(
+        session: &Arc<Session>,
+        request: &SubscriptionRequest<'_>,
+        filter_len: usize,
+        qos: QoS,
+        identifier: u32,
+        group: Option<Arc<ShareGroup>>,
+    ) -> Self {
+        Self {
+            session: Arc::clone(session),
+            text: request.filter.into(),
+            filter_at: (request.filter.len() - filter_len) as u16,
+            qos,
+            no_local: request.no_local,
+            retain_as_published: request.retain_as_published,
+            identifier,
+            group,
+            removed: AtomicBool::new(false),
+        }
+    }
+
+    /// The subscriber.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// The text of SUBSCRIBE, which names the subscription within its session.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The filter that topics are matched with.
+    pub fn filter(&self) -> &str {
+        &self.text[usize::from(self.filter_at)..]
+    }
+
+    /// The share name of a shared subscription.
+    pub fn share(&self) -> Option<&str> {
+        self.group.is_some().then(|| &self.text["$share/".len()..usize::from(self.filter_at) - 1])
+    }
+
+    pub(crate) fn remove(&self) {
+        self.removed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.text, self.session.client_id())
+    }
+}

@@ -1,0 +1,81 @@
+//! What one turn of work leaves to do when it is over: mailboxes to empty, publishers to hold
+//! back or wake, figures to count.
+//!
+//! A turn is what follows from one read of one socket. It belongs to the worker thread and is
+//! used again, so that a turn allocates nothing once it has run a few times.
+
+use std::sync::Arc;
+
+use super::outlet::SharedOutlet;
+use super::session::Session;
+use super::stats::Tally;
+use super::{Broker, Millis};
+
+/// See the module.
+#[derive(Default)]
+pub struct Turn {
+    /// The time at which the turn began.
+    pub(crate) now: Millis,
+    /// Sessions whose outbox was empty and is not any more.
+    touched: Vec<Arc<Session>>,
+    /// Sessions that became full and must be watched.
+    pub(crate) filled: Vec<Arc<Session>>,
+    /// Sessions that were found full: the publisher of this turn should hold back.
+    full: Vec<Arc<Session>>,
+    /// Bytes copied to receivers, to end a turn that does too much.
+    pub(crate) work: usize,
+    /// Publishers that may go on.
+    pub(crate) woken: Vec<SharedOutlet>,
+    /// Answers to the peer whose bytes are being read.
+    pub(crate) answers: Vec<u8>,
+    /// A run of frames in the other wire format.
+    pub(crate) converted: Vec<u8>,
+    pub(crate) tally: Tally,
+}
+
+impl Turn {
+    /// Begins a turn.
+    pub fn begin(&mut self, now: Millis) {
+        self.now = now;
+        self.work = 0;
+    }
+
+    /// Counts bytes that came from a client.
+    pub fn add_bytes_received(&mut self, count: usize) {
+        self.tally.bytes_received += count as u64;
+    }
+
+    pub(crate) fn note_full(&mut self, session: &Arc<Session>) {
+        if !self.full.iter().any(|known| Arc::ptr_eq(known, session)) {
+            self.full.push(Arc::clone(session));
+        }
+    }
+
+    /// The sessions that were found full since the last call.
+    pub(crate) fn take_full(&mut self) -> std::vec::Drain<'_, Arc<Session>> {
+        self.full.drain(..)
+    }
+
+    pub(crate) fn touch(&mut self, session: &Arc<Session>) {
+        self.touched.push(Arc::clone(session));
+    }
+
+    /// Ends the turn: empties every mailbox that was touched, once.
+    pub fn finish(&mut self, broker: &Broker) {
+        while let Some(session) = self.touched.pop() {
+            session.drain(broker, self.now);
+        }
+        self.settle(broker);
+    }
+
+    /// Ends a turn whose mailboxes the caller empties itself.
+    pub(crate) fn settle(&mut self, broker: &Broker) {
+        if !self.filled.is_empty() {
+            broker.watch(&mut self.filled);
+        }
+        for outlet in self.woken.drain(..) {
+            outlet.wake();
+        }
+        broker.stats().add(&mut self.tally);
+    }
+}

@@ -1,0 +1,384 @@
+//! The sender's half of QoS 1 and 2.
+//!
+//! ```text
+//!            push(QoS 1)                    on_puback
+//!   (none) ──────────────▶ awaiting PUBACK ───────────▶ (none)
+//!
+//!            push(QoS 2)                    on_pubrec               on_pubcomp
+//!   (none) ──────────────▶ awaiting PUBREC ───────────▶ awaiting ─────────────▶ (none)
+//!                                 │ on_pubrec with an error  PUBCOMP
+//!                                 └──────────────────────────────────────────▶ (none)
+//! ```
+//!
+//! Identifiers are handed out in sequence, so the exchanges in flight lie in one ring, oldest
+//! first: that is also the order in which they must be sent again `[MQTT-4.6.0-1]`. An identifier
+//! is free again only when the whole stretch before it is, so none is reused while in flight
+//! `[MQTT-2.2.1-3]`; the price is that a peer which withholds one acknowledgement while it gives
+//! 65,534 later ones stops getting messages until it gives that one too.
+//!
+//! Not here: the bytes, the queue of what could not be sent yet.
+
+use std::collections::VecDeque;
+
+use crate::mqtt::{PacketId, QoS};
+
+/// How many identifiers there are.
+const IDS: usize = 65_535;
+
+/// Exchanges in flight towards the peer; `M` is what the caller needs to send a message again.
+#[derive(Debug)]
+pub struct Outbound<M> {
+    slots: VecDeque<Slot<M>>,
+    /// The identifier of `slots[0]`, or the next one to hand out.
+    first: PacketId,
+    /// How many slots from the front were sent on this connection; the rest waits to be resent.
+    sent: usize,
+    /// Exchanges sent on this connection and not complete: what the receive maximum bounds.
+    outstanding: u16,
+    /// How many exchanges are in flight at all.
+    live: u16,
+    receive_maximum: u16,
+}
+
+#[derive(Debug)]
+enum Slot<M> {
+    Complete,
+    AwaitPuback(M),
+    AwaitPubrec(M),
+    AwaitPubcomp,
+}
+
+/// The peer acknowledged what it could not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OutboundError {
+    /// No exchange has this identifier.
+    #[error("no message in flight has this packet identifier")]
+    Unknown,
+    /// There is one, but it waits for another packet.
+    #[error("the message with this packet identifier waits for another acknowledgement")]
+    OutOfStep,
+}
+
+/// What follows from a PUBREC.
+#[derive(Debug, PartialEq, Eq)]
+pub enum PubRecOutcome<M> {
+    /// Send PUBREL. The message is given back at the first PUBREC, `None` at a repeated one.
+    Release(Option<M>),
+    /// The peer refused the message: the exchange is over.
+    Refused(M),
+}
+
+/// What to send again after a reconnect.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Resend<'a, M> {
+    /// PUBLISH with DUP set and the same identifier `[MQTT-4.4.0-1]`.
+    Publish(PacketId, QoS, &'a mut M),
+    /// PUBREL.
+    PubRel(PacketId),
+}
+
+impl<M> Outbound<M> {
+    /// Nothing in flight, towards a peer that takes `receive_maximum` unfinished exchanges.
+    pub const fn new(receive_maximum: u16) -> Self {
+        Self {
+            slots: VecDeque::new(),
+            first: PacketId::FIRST,
+            sent: 0,
+            outstanding: 0,
+            live: 0,
+            receive_maximum,
+        }
+    }
+
+    /// How many exchanges are in flight.
+    pub const fn len(&self) -> usize {
+        self.live as usize
+    }
+
+    /// Whether nothing is in flight.
+    pub const fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Whether a new message may be sent now: all that had to be resent has been
+    /// `[MQTT-4.6.0-1]` and the receive maximum leaves room `[MQTT-3.3.4-9]`.
+    pub fn can_send(&self) -> bool {
+        self.sent == self.slots.len()
+            && self.outstanding < self.receive_maximum
+            && self.slots.len() < IDS
+    }
+
+    /// Takes a message into flight and gives it the next identifier. `None` when
+    /// [`can_send`](Self::can_send) is false or `qos` is 0, which has no identifier.
+    pub fn push(&mut self, qos: QoS, message: M) -> Option<PacketId> {
+        if !self.can_send() {
+            return None;
+        }
+        let slot = match qos {
+            QoS::AtMostOnce => return None,
+            QoS::AtLeastOnce => Slot::AwaitPuback(message),
+            QoS::ExactlyOnce => Slot::AwaitPubrec(message),
+        };
+        let id = self.id_at(self.slots.len());
+        self.slots.push_back(slot);
+        self.sent += 1;
+        self.outstanding += 1;
+        self.live += 1;
+        Some(id)
+    }
+
+    /// PUBACK came: the message is delivered and given back.
+    pub fn on_puback(&mut self, id: PacketId) -> Result<M, OutboundError> {
+        let index = self.sent_index(id)?;
+        match std::mem::replace(&mut self.slots[index], Slot::Complete) {
+            Slot::AwaitPuback(message) => {
+                self.complete(index);
+                Ok(message)
+            }
+            other => Err(self.put_back(index, other)),
+        }
+    }
+
+    /// PUBREC came; `refused` when its reason code is an error.
+    pub fn on_pubrec(
+        &mut self,
+        id: PacketId,
+        refused: bool,
+    ) -> Result<PubRecOutcome<M>, OutboundError> {
+        let index = self.sent_index(id)?;
+        match std::mem::replace(&mut self.slots[index], Slot::Complete) {
+            Slot::AwaitPubrec(message) if refused => {
+                self.complete(index);
+                Ok(PubRecOutcome::Refused(message))
+            }
+            Slot::AwaitPubrec(message) => {
+                self.slots[index] = Slot::AwaitPubcomp;
+                Ok(PubRecOutcome::Release(Some(message)))
+            }
+            Slot::AwaitPubcomp if !refused => {
+                self.slots[index] = Slot::AwaitPubcomp;
+                Ok(PubRecOutcome::Release(None))
+            }
+            other => Err(self.put_back(index, other)),
+        }
+    }
+
+    /// PUBCOMP came: the exchange is over.
+    pub fn on_pubcomp(&mut self, id: PacketId) -> Result<(), OutboundError> {
+        let index = self.sent_index(id)?;
+        match std::mem::replace(&mut self.slots[index], Slot::Complete) {
+            Slot::AwaitPubcomp => {
+                self.complete(index);
+                Ok(())
+            }
+            other => Err(self.put_back(index, other)),
+        }
+    }
+
+    /// A new connection, whose peer takes `receive_maximum` exchanges: all that is in flight has
+    /// to be sent again, in order, as far as that allows.
+    pub fn resume(&mut self, receive_maximum: u16) {
+        self.receive_maximum = receive_maximum;
+        self.sent = 0;
+        self.outstanding = 0;
+    }
+
+    /// All that is in flight has to be sent again on this very connection.
+    pub fn resend(&mut self) {
+        self.resume(self.receive_maximum);
+    }
+
+    /// The next thing to send again, or `None` when that is all, for now.
+    pub fn next_resend(&mut self) -> Option<Resend<'_, M>> {
+        while matches!(self.slots.get(self.sent), Some(Slot::Complete)) {
+            self.sent += 1;
+        }
+        if self.sent >= self.slots.len() || self.outstanding >= self.receive_maximum {
+            return None;
+        }
+        let id = self.id_at(self.sent);
+        let slot = &mut self.slots[self.sent];
+        self.sent += 1;
+        self.outstanding += 1;
+        match slot {
+            Slot::AwaitPuback(message) => Some(Resend::Publish(id, QoS::AtLeastOnce, message)),
+            Slot::AwaitPubrec(message) => Some(Resend::Publish(id, QoS::ExactlyOnce, message)),
+            Slot::AwaitPubcomp => Some(Resend::PubRel(id)),
+            Slot::Complete => None, // skipped above
+        }
+    }
+
+    /// Gives up the message with this identifier as if the peer had refused it.
+    pub fn abandon(&mut self, id: PacketId) {
+        if let Ok(index) = self.sent_index(id)
+            && !matches!(self.slots[index], Slot::Complete)
+        {
+            self.slots[index] = Slot::Complete;
+            self.complete(index);
+        }
+    }
+
+    /// Takes back those unacknowledged QoS 1 messages that `wanted` picks, oldest first. Only
+    /// while no connection is up: the identifiers become free.
+    pub fn take_unacknowledged(&mut self, mut wanted: impl FnMut(&M) -> bool) -> Vec<M> {
+        let mut taken = Vec::new();
+        for slot in &mut self.slots {
+            if matches!(slot, Slot::AwaitPuback(message) if wanted(message)) {
+                if let Slot::AwaitPuback(message) = std::mem::replace(slot, Slot::Complete) {
+                    taken.push(message);
+                }
+                self.live -= 1;
+            }
+        }
+        self.sent = 0;
+        self.outstanding = 0;
+        self.trim();
+        taken
+    }
+
+    /// The messages in flight, oldest first.
+    pub fn messages(&self) -> impl Iterator<Item = &M> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::AwaitPuback(message) | Slot::AwaitPubrec(message) => Some(message),
+            Slot::AwaitPubcomp | Slot::Complete => None,
+        })
+    }
+
+    /// The identifier of the oldest exchange in flight.
+    pub fn oldest(&self) -> Option<PacketId> {
+        (!self.is_empty()).then_some(self.first)
+    }
+
+    fn id_at(&self, index: usize) -> PacketId {
+        let zero_based = (usize::from(self.first.get()) - 1 + index) % IDS;
+        PacketId::new(zero_based as u16 + 1).unwrap_or(PacketId::FIRST)
+    }
+
+    /// Where the exchange lies, if it was sent on this connection.
+    fn sent_index(&self, id: PacketId) -> Result<usize, OutboundError> {
+        let distance = usize::from(id.get()) + IDS - usize::from(self.first.get());
+        let index = distance % IDS;
+        if index < self.sent { Ok(index) } else { Err(OutboundError::Unknown) }
+    }
+
+    fn put_back(&mut self, index: usize, slot: Slot<M>) -> OutboundError {
+        let error = match slot {
+            Slot::Complete => OutboundError::Unknown,
+            _ => OutboundError::OutOfStep,
+        };
+        self.slots[index] = slot;
+        error
+    }
+
+    fn complete(&mut self, index: usize) {
+        self.live -= 1;
+        self.outstanding -= 1;
+        if index == 0 {
+            self.trim();
+        }
+    }
+
+    /// Drops the complete stretch at the front.
+    fn trim(&mut self) {
+        while let Some(Slot::Complete) = self.slots.front() {
+            self.slots.pop_front();
+            self.first = self.first.next();
+            self.sent = self.sent.saturating_sub(1);
+        }
+        if self.slots.is_empty() && self.slots.capacity() > 1024 {
+            self.slots = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const Q1: QoS = QoS::AtLeastOnce;
+    const Q2: QoS = QoS::ExactlyOnce;
+
+    fn id(value: u16) -> PacketId {
+        PacketId::new(value).expect("not zero")
+    }
+
+    #[test]
+    fn identifiers_start_at_one_and_are_never_reused_while_in_flight() {
+        // [MQTT-2.2.1-3]
+        let mut out = Outbound::new(u16::MAX);
+        let stuck = out.push(Q1, 0).expect("room");
+        assert_eq!(stuck, id(1));
+        for n in 1..IDS {
+            let next = out.push(Q1, n).expect("room");
+            assert_ne!(next, stuck);
+            out.on_puback(next).expect("in flight");
+        }
+        assert_eq!(out.push(Q1, 7), None, "every other identifier has been handed out since");
+        out.on_puback(stuck).expect("in flight");
+        assert_eq!(out.push(Q1, 8), Some(id(1)));
+    }
+
+    #[test]
+    fn receive_maximum_bounds_what_is_outstanding() {
+        // [MQTT-3.3.4-9]
+        let mut out = Outbound::new(2);
+        assert!(out.push(Q1, 'a').is_some());
+        assert!(out.push(Q2, 'b').is_some());
+        assert_eq!(out.push(Q1, 'c'), None);
+        assert_eq!(out.on_pubrec(id(2), false), Ok(PubRecOutcome::Release(Some('b'))));
+        assert_eq!(out.push(Q1, 'c'), None, "an exchange counts until PUBCOMP");
+        out.on_pubcomp(id(2)).expect("in step");
+        assert_eq!(out.push(Q1, 'c'), Some(id(3)));
+    }
+
+    #[test]
+    fn acknowledgements_out_of_step_change_nothing() {
+        let mut out = Outbound::new(10);
+        out.push(Q1, 'a');
+        out.push(Q2, 'b');
+        assert_eq!(out.on_puback(id(2)), Err(OutboundError::OutOfStep));
+        assert_eq!(out.on_pubrec(id(1), false), Err(OutboundError::OutOfStep));
+        assert_eq!(out.on_pubcomp(id(2)), Err(OutboundError::OutOfStep));
+        assert_eq!(out.on_puback(id(3)), Err(OutboundError::Unknown));
+        assert_eq!(out.on_puback(id(1)), Ok('a'));
+        assert_eq!(out.on_puback(id(1)), Err(OutboundError::Unknown));
+        assert_eq!(out.on_pubrec(id(2), true), Ok(PubRecOutcome::Refused('b')));
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn resends_come_in_order_and_obey_the_new_receive_maximum() {
+        // [MQTT-4.4.0-1], [MQTT-4.6.0-1]
+        let mut out = Outbound::new(10);
+        for message in ['a', 'b', 'c', 'd'] {
+            out.push(if message == 'b' { Q2 } else { Q1 }, message);
+        }
+        out.on_pubrec(id(2), false).expect("in step");
+        out.on_puback(id(3)).expect("in step");
+        out.resume(2);
+        assert!(!out.can_send());
+        assert_eq!(out.next_resend(), Some(Resend::Publish(id(1), Q1, &mut 'a')));
+        assert_eq!(out.next_resend(), Some(Resend::PubRel(id(2))));
+        assert_eq!(out.next_resend(), None);
+        assert_eq!(out.on_puback(id(4)), Err(OutboundError::Unknown), "not sent yet");
+        out.on_puback(id(1)).expect("in step");
+        assert_eq!(out.next_resend(), Some(Resend::Publish(id(4), Q1, &mut 'd')));
+        assert!(!out.can_send());
+        out.on_pubcomp(id(2)).expect("in step");
+        assert!(out.can_send());
+    }
+
+    #[test]
+    fn unacknowledged_messages_can_be_taken_back() {
+        let mut out = Outbound::new(10);
+        for n in 0..4 {
+            out.push(if n == 2 { Q2 } else { Q1 }, n);
+        }
+        assert_eq!(out.take_unacknowledged(|n| *n != 1), vec![0, 3]);
+        assert_eq!(out.len(), 2);
+        out.resume(10);
+        assert_eq!(out.next_resend(), Some(Resend::Publish(id(2), Q1, &mut 1)));
+        assert_eq!(out.next_resend(), Some(Resend::Publish(id(3), Q2, &mut 2)));
+        assert_eq!(out.next_resend(), None);
+    }
+}
