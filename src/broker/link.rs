@@ -460,21 +460,23 @@ impl Open {
 
     /// DISCONNECT as the last packet, in 5.0 only.
     fn disconnect_packet(&self, cause: &Cause) -> Vec<u8> {
-        let mut bytes = Vec::new();
         if cause.tell && self.version.is_v5() {
-            let encode = |properties, bytes: &mut Vec<u8>| {
-                bytes.clear();
-                let packet = Packet::Disconnect(Disconnect { reason: cause.reason, properties });
-                packet.encode(Version::V5, bytes).is_ok()
-                    && bytes.len() <= self.max_packet_size as usize
-            };
-            // [MQTT-3.14.2-3]: a reason string only if it fits.
-            if !encode(Properties::with_reason_string(&cause.what), &mut bytes)
-                && !encode(Properties::default(), &mut bytes)
-            {
-                bytes.clear();
-            }
+            disconnect_packet(cause.reason, &cause.what, self.max_packet_size)
+        } else {
+            Vec::new()
         }
-        bytes
     }
+}
+
+/// A 5.0 DISCONNECT, with the reason string if that fits `max_packet_size` `[MQTT-3.14.2-3]`.
+pub(crate) fn disconnect_packet(reason: ReasonCode, what: &str, max_packet_size: u32) -> Vec<u8> {
+    for properties in [Properties::with_reason_string(what), Properties::default()] {
+        let mut bytes = Vec::new();
+        let packet = Packet::Disconnect(Disconnect { reason, properties });
+        if packet.encode(Version::V5, &mut bytes).is_ok() && bytes.len() <= max_packet_size as usize
+        {
+            return bytes;
+        }
+    }
+    Vec::new()
 }

@@ -125,6 +125,8 @@ pub trait TopicsProvider: Send + Sync {
     fn sweep_retained(&self, after: Option<&str>, now: Millis) -> Option<Box<str>>;
     /// Retained messages at present.
     fn retained_count(&self) -> usize;
+    /// Bytes of their topics, properties and payloads.
+    fn retained_bytes(&self) -> usize;
 }
 
 /// Subscriptions and retained messages in memory.
@@ -179,6 +181,10 @@ impl TopicsProvider for MemoryTopics {
 
     fn retained_count(&self) -> usize {
         self.retained.len()
+    }
+
+    fn retained_bytes(&self) -> usize {
+        self.retained.bytes()
     }
 }
 

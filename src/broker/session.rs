@@ -390,6 +390,7 @@ impl Session {
         match delivered {
             Delivered::Sent => {
                 turn.tally.sent += 1;
+                turn.tally.publish_bytes_sent += message.publish.payload.len() as u64;
                 if idle {
                     turn.touch(self);
                 }
@@ -665,6 +666,7 @@ impl State {
             match self.outbound.next_resend() {
                 Some(Resend::PubRel(id)) => encode_ack(PacketType::PubRel, id, &mut link.outbox),
                 Some(Resend::Publish(id, qos, kept)) => {
+                    let payload = kept.as_ref().map_or(0, |kept| kept.message.payload_len());
                     let written = kept.as_ref().is_some_and(|kept| {
                         let mut how = kept.framing(link.version, qos, Some(id), now);
                         how.dup = true; // [MQTT-3.3.1-1]
@@ -674,6 +676,7 @@ impl State {
                         self.outbound.abandon(id);
                     }
                     tally.sent += u64::from(written);
+                    tally.publish_bytes_sent += u64::from(written) * payload;
                 }
                 None => break,
             }
@@ -701,6 +704,7 @@ impl State {
             };
             if link.encode(&message.as_publish(), how) {
                 tally.sent += 1;
+                tally.publish_bytes_sent += message.payload_len();
             } else {
                 // [MQTT-3.1.2-25]: as if it had been sent.
                 tally.dropped(DropReason::TooLarge, 1);

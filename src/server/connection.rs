@@ -189,7 +189,6 @@ impl Connection {
         if count == 0 {
             return Poll::Ready(Err(self.link.on_lost(turn)));
         }
-        self.link.beat(self.clock.now());
         turn.add_bytes_received(count);
         if in_place {
             buffer[..kept].copy_from_slice(&self.partial);
@@ -206,6 +205,9 @@ impl Connection {
     fn take(&mut self, mut bytes: &[u8], turn: &mut Turn) -> Result<(), Goodbye> {
         loop {
             let progress = self.link.on_bytes(bytes, turn)?;
+            if progress.consumed > 0 {
+                self.link.beat(self.clock.now()); // half a packet keeps nobody alive
+            }
             bytes = &bytes[progress.consumed..];
             if !progress.more {
                 break;
