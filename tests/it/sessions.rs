@@ -355,6 +355,33 @@ fn disconnect_cannot_make_a_session_durable_that_was_not() {
 }
 
 #[test]
+fn a_session_outlives_a_change_of_version() {
+    // [MQTT-3.1.3-2]: it belongs to the client identifier
+    let pairs: Vec<_> =
+        ALL.iter().flat_map(|old| ALL.iter().map(move |new| (*old, *new))).collect();
+    each(&pairs, |(old, new)| {
+        let topic = topic();
+        let mut publisher = broker().join(V5);
+        let mut peer = broker().connect(old, connect(client_id()).durable());
+        peer.subscribe(&topic, 2);
+        publisher.publish_as(publish(&topic, "in flight").qos(2, 0).prop(user("a", "b")));
+        let first = peer.expect_publish(&topic, "in flight");
+        let id = peer.id.clone();
+        peer.leave();
+        publisher.publish_as(publish(&topic, "queued").qos(1, 0).prop(user("c", "d")));
+        let mut peer = resume(broker(), new, &id);
+        let again = peer.expect_publish(&topic, "in flight");
+        assert_eq!((again.id, again.dup), (first.id, true));
+        peer.ack(&again);
+        let queued = peer.expect_publish(&topic, "queued");
+        let props = if new == V5 { vec![user("c", "d")] } else { vec![] };
+        assert_eq!(queued.props, props);
+        peer.ack(&queued);
+        peer.expect_silence();
+    });
+}
+
+#[test]
 fn unsubscribed_filters_do_not_come_back() {
     // [MQTT-3.10.4-2]
     each(ALL, |v| {
