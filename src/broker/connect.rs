@@ -57,6 +57,9 @@ impl Link {
         let version = Some(connect.version);
         let (admission, credentials) =
             self.judge(&connect).map_err(|(reason, what)| refuse(version, reason, what, turn))?;
+        if self.trusted {
+            return self.on_answer(admission, Ok(()), turn);
+        }
         match self.broker.authenticator().authenticate(&credentials) {
             Answer::Now(answer) => self.on_answer(admission, answer, turn),
             Answer::Later(answer) => {

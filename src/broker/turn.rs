@@ -40,6 +40,11 @@ impl Turn {
         self.work = 0;
     }
 
+    /// Counts bytes that came from a client.
+    pub fn add_bytes_received(&mut self, count: usize) {
+        self.tally.bytes_received += count as u64;
+    }
+
     pub(crate) fn note_full(&mut self, session: &Arc<Session>) {
         if !self.full.iter().any(|known| Arc::ptr_eq(known, session)) {
             self.full.push(Arc::clone(session));

@@ -3,12 +3,23 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 mod bench;
+mod descriptors;
+mod duration;
+mod logging;
+mod client_args;
+mod client_run;
+mod command_properties;
+mod default_file;
+mod format;
+mod json;
+mod payload_source;
 mod publish;
 mod rr;
 mod serve;
+mod signals;
 mod subscribe;
 
 /// An MQTT 3.1, 3.1.1 and 5.0 broker, its clients and a benchmark.
@@ -24,10 +35,15 @@ enum Command {
     /// Run the broker
     Serve(Box<serve::Args>),
     /// Publish messages
+    // `-h` is the host and `-V` the protocol version, as with mosquitto's clients; what is given
+    // twice counts as given last, so that the command line overrides the options file.
+    #[command(disable_help_flag = true, args_override_self = true, after_help = client_run::CODES_HELP)]
     Pub(Box<publish::Args>),
     /// Subscribe and print what arrives
+    #[command(disable_help_flag = true, args_override_self = true, after_help = subscribe::FORMAT_HELP, after_long_help = subscribe::FORMAT_HELP)]
     Sub(Box<subscribe::Args>),
     /// Publish a request and print the response
+    #[command(disable_help_flag = true, args_override_self = true, after_help = subscribe::FORMAT_HELP)]
     Rr(Box<rr::Args>),
     /// Measure a broker: 1:1, fan-in, fan-out and mesh
     Bench(Box<bench::Args>),
@@ -35,23 +51,41 @@ enum Command {
 
 /// Parses the command line, runs the subcommand and returns the exit code of the process.
 ///
-/// Wrong usage exits with 2 (clap's own); what a subcommand returns otherwise stands in its
-/// `--help`. An error that reaches this place is printed once and exits with 1.
+/// Wrong usage exits with 2 (clap's own), and with 1 for `pub`, `sub` and `rr`, as with
+/// mosquitto's clients; what a subcommand returns otherwise stands in its `--help`. An error that
+/// reaches this place is printed once and exits with 1.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let given: Vec<_> = std::env::args_os().collect();
+    let is_client = given.get(1).is_some_and(|name| name == "pub" || name == "sub" || name == "rr");
+    let arguments = match default_file::expand(given, &Cli::command()) {
+        Ok(arguments) => arguments,
+        Err(error) => return fail(&error),
+    };
+    let command = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli.command,
+        Err(error) if is_client && error.use_stderr() => {
+            // Nothing can be done about a standard error that cannot be written to.
+            let _ = error.print();
+            return ExitCode::FAILURE;
+        }
+        Err(error) => error.exit(),
+    };
+    let result = match command {
         Command::Serve(args) => serve::run(*args),
         Command::Pub(args) => publish::run(*args),
         Command::Sub(args) => subscribe::run(*args),
         Command::Rr(args) => rr::run(*args),
         Command::Bench(args) => bench::run(*args),
     };
-    result.unwrap_or_else(|error| {
-        if is_broken_pipe(&error) {
-            return ExitCode::SUCCESS;
-        }
-        eprintln!("surgemq: {error:#}");
-        ExitCode::FAILURE
-    })
+    result.unwrap_or_else(|error| fail(&error))
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if is_broken_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("surgemq: {error:#}");
+    ExitCode::FAILURE
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -1,11 +1,244 @@
-//! The `serve` subcommand.
+//! `surgemq serve`: flags, the runtime, signals, the start-up line.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-/// Flags.
+use anyhow::Context;
+use clap::{ArgAction, ValueEnum};
+
+use super::duration::{Span, parse_span};
+use super::logging::{LogFormat, LogLevel};
+use crate::broker::{Config, QueuePolicy};
+use crate::mqtt::QoS;
+use crate::server::{Server, ServerError};
+
+/// An address could not be listened on.
+const EXIT_LISTEN: u8 = 3;
+/// Connections need more file descriptors than the system allows.
+const EXIT_DESCRIPTORS: u8 = 4;
+/// How long stopping may take.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// Descriptors that are not connections.
+const SPARE_DESCRIPTORS: u64 = 64;
+
+const AFTER_HELP: &str = "\
+Sizes and counts are plain numbers; durations are written 500ms, 10s, 5m, 2h, 7d or `never`.
+
+Exit codes: 0 stopped by SIGTERM or SIGINT; 1 failed while running; 2 wrong usage; 3 an address
+cannot be listened on; 4 fewer file descriptors than --max-connections asks for.";
+
+/// Flags of `surgemq serve`. Every limit has its default from [`Config`].
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    /// Listen here; may be given several times [default: 127.0.0.1:1883]
+    #[arg(short, long, value_name = "HOST:PORT")]
+    bind: Vec<String>,
+    /// Listen on all addresses at this port, as mosquitto does
+    #[arg(short, long, value_name = "PORT", conflicts_with = "bind")]
+    port: Option<u16>,
+    /// Log more: debug, the same as --log-level debug
+    #[arg(short, long)]
+    verbose: bool,
+    /// What to log, to stderr
+    #[arg(long, value_enum, default_value = "info", value_name = "LEVEL")]
+    log_level: LogLevel,
+    /// How to write the log
+    #[arg(long, value_enum, default_value = "human", value_name = "FORMAT")]
+    log_format: LogFormat,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
 
-pub(super) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+    #[command(flatten, next_help_heading = "Limits")]
+    limits: Limits,
+}
+
+#[derive(Debug, clap::Args)]
+struct Limits {
+    /// Connections at one time
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    max_connections: usize,
+    /// Sessions kept, connected or not
+    #[arg(long, value_name = "N", default_value_t = Config::default().max_sessions)]
+    max_sessions: usize,
+    /// Time for a connection to send its CONNECT
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_span)]
+    connect_timeout: Span,
+    /// Largest CONNECT in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_connect_size)]
+    max_connect_size: u32,
+    /// Largest packet in bytes after CONNECT
+    #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_packet_size)]
+    max_packet_size: u32,
+    /// QoS 1 and 2 messages that a 5.0 client may have in flight to the broker
+    #[arg(long, value_name = "N", default_value_t = Config::default().receive_maximum,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    receive_maximum: u16,
+    /// QoS 1 and 2 messages in flight to one client
+    #[arg(long, value_name = "N", default_value_t = Config::default().max_inflight,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    max_inflight: u16,
+    /// Messages queued for one session behind those in flight
+    #[arg(long, value_name = "N", default_value_t = Config::default().max_queued_messages)]
+    max_queued_messages: usize,
+    /// Bytes queued for one session
+    #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_queued_bytes)]
+    max_queued_bytes: usize,
+    /// What to do with a message for a full queue
+    #[arg(long, value_enum, default_value = "drop-newest", value_name = "POLICY")]
+    queue_policy: Policy,
+    /// Longest keep-alive in seconds; 0: no limit
+    #[arg(long, value_name = "SECS", default_value_t = Config::default().max_keep_alive_secs)]
+    max_keep_alive: u16,
+    /// Longest session expiry
+    #[arg(long, value_name = "DURATION", default_value = "never", value_parser = parse_span)]
+    max_session_expiry: Span,
+    /// Topic aliases that a client may set
+    #[arg(long, value_name = "N", default_value_t = Config::default().topic_alias_maximum)]
+    topic_alias_maximum: u16,
+    /// Highest quality of service
+    #[arg(long, value_name = "QOS", default_value_t = 2,
+          value_parser = clap::value_parser!(u8).range(0..=2))]
+    max_qos: u8,
+    /// Whether messages can be retained
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    retain_available: bool,
+    /// Retained messages at one time
+    #[arg(long, value_name = "N", default_value_t = Config::default().max_retained_messages)]
+    max_retained_messages: usize,
+    /// Subscriptions of one session
+    #[arg(long, value_name = "N", default_value_t = Config::default().max_subscriptions)]
+    max_subscriptions: usize,
+    /// Whether a client may leave its identifier to the broker
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    allow_empty_client_id: bool,
+    /// Send unacknowledged messages of 3.1 and 3.1.1 clients again after this time (5.0 forbids
+    /// it)
+    #[arg(long, value_name = "DURATION", default_value = "never", value_parser = parse_span)]
+    ack_timeout: Span,
+    /// Disconnect after so many of those
+    #[arg(long, value_name = "N", default_value_t = Config::default().ack_retries)]
+    ack_retries: u32,
+    /// Bytes waiting for one connection's socket from which on publishers are held back
+    #[arg(long, value_name = "BYTES", default_value_t = Config::default().outbox_bytes)]
+    outbox_bytes: usize,
+    /// How long a full connection holds publishers back until it counts as slow
+    #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = parse_span)]
+    slow_grace: Span,
+    /// How often $SYS is published in seconds; 0: never
+    #[arg(long, value_name = "SECS", default_value_t = Config::default().sys_interval_secs)]
+    sys_interval: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Policy {
+    DropNewest,
+    DropOldest,
+    Disconnect,
+}
+
+impl Limits {
+    fn config(&self) -> Config {
+        Config {
+            max_connections: self.max_connections,
+            max_sessions: self.max_sessions,
+            connect_timeout_ms: self.connect_timeout.millis_or(0),
+            max_connect_size: self.max_connect_size,
+            max_packet_size: self.max_packet_size,
+            receive_maximum: self.receive_maximum,
+            max_inflight: self.max_inflight,
+            max_queued_messages: self.max_queued_messages,
+            max_queued_bytes: self.max_queued_bytes,
+            queue_policy: match self.queue_policy {
+                Policy::DropNewest => QueuePolicy::DropNewest,
+                Policy::DropOldest => QueuePolicy::DropOldest,
+                Policy::Disconnect => QueuePolicy::Disconnect,
+            },
+            max_keep_alive_secs: self.max_keep_alive,
+            max_session_expiry_secs: self.max_session_expiry.secs_or(u32::MAX),
+            topic_alias_maximum: self.topic_alias_maximum,
+            max_qos: QoS::from_u8(self.max_qos).unwrap_or(QoS::ExactlyOnce),
+            retain_available: self.retain_available,
+            max_retained_messages: self.max_retained_messages,
+            max_subscriptions: self.max_subscriptions,
+            allow_empty_client_id: self.allow_empty_client_id,
+            ack_timeout_ms: self.ack_timeout.millis_or(0),
+            ack_retries: self.ack_retries,
+            outbox_bytes: self.outbox_bytes.max(1),
+            slow_grace_ms: self.slow_grace.millis_or(u64::MAX),
+            sys_interval_secs: self.sys_interval,
+            ..Config::default()
+        }
+    }
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let level = if args.verbose { LogLevel::Debug } else { args.log_level };
+    super::logging::init(level, args.log_format);
+    let wanted = args.limits.max_connections as u64 + SPARE_DESCRIPTORS;
+    let allowed = super::descriptors::raise(wanted);
+    if allowed < wanted && args.limits.max_connections != 100_000 {
+        eprintln!(
+            "surgemq: --max-connections {} needs {wanted} file descriptors, the system allows {allowed} (ulimit -Hn)",
+            args.limits.max_connections
+        );
+        return Ok(ExitCode::from(EXIT_DESCRIPTORS));
+    }
+    let mut config = args.limits.config();
+    let room = usize::try_from(allowed.saturating_sub(SPARE_DESCRIPTORS)).unwrap_or(usize::MAX);
+    config.max_connections = config.max_connections.min(room.max(1));
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = args.threads {
+        runtime.worker_threads(threads.max(1));
+    }
+    let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
+    let addresses = match (args.port, args.bind) {
+        (Some(port), _) => vec![format!("0.0.0.0:{port}"), format!("[::]:{port}")],
+        (None, bind) if bind.is_empty() => vec!["127.0.0.1:1883".to_owned()],
+        (None, bind) => bind,
+    };
+    runtime.block_on(serve(config, &addresses, args.port.is_some()))
+}
+
+async fn serve(config: Config, addresses: &[String], any: bool) -> anyhow::Result<ExitCode> {
+    // Before the start-up line: whoever reads it may send a signal at once.
+    let mut stop = super::signals::Stop::listen().context("cannot listen for signals")?;
+    let connections = config.max_connections;
+    let server = Server::builder().config(config).build();
+    let mut listening = Vec::new();
+    let mut failure = None;
+    for address in addresses {
+        match server.listen(address).await {
+            Ok(local) => listening.push(local.to_string()),
+            Err(error) => failure = Some(error),
+        }
+        // With -p, one of IPv4 and IPv6 may be missing on this machine.
+        if failure.is_some() && !(any && !listening.is_empty()) {
+            break;
+        }
+    }
+    if let Some(error) = failure.filter(|_| !any || listening.is_empty()) {
+        eprintln!("surgemq: {}", explain(&error));
+        return Ok(ExitCode::from(EXIT_LISTEN));
+    }
+    println!(
+        "surgemq {} listening on {} (MQTT 3.1, 3.1.1, 5.0; up to {connections} connections; \
+         sessions and retained messages in memory only)",
+        env!("CARGO_PKG_VERSION"),
+        listening.join(", "),
+    );
+    let signal = stop.wait().await;
+    tracing::info!(signal, "stopping");
+    server.stop(STOP_WITHIN).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain(error: &ServerError) -> String {
+    match error {
+        ServerError::Listen(address, cause) if cause.kind() == std::io::ErrorKind::AddrInUse => {
+            format!("{address} is in use by another program; choose another one with --bind or -p")
+        }
+        other => other.to_string(),
+    }
 }

@@ -1,1 +1,86 @@
-//! The client: connect, publish, subscribe, reconnect.
+//! A client of any MQTT broker, for applications: it publishes, subscribes, and mends its
+//! connection.
+//!
+//! ```no_run
+//! use surgemq::client::{Client, Filter, Message};
+//! use surgemq::mqtt::QoS;
+//!
+//! # async fn example() -> Result<(), surgemq::client::Error> {
+//! let client = Client::connect("mqtt://127.0.0.1:1883").await?;
+//! let mut temperatures =
+//!     client.subscribe(Filter::new("plant/+/temperature", QoS::AtLeastOnce)).await?;
+//!
+//! // Completes with the broker's PUBACK.
+//! let message = Message::new("plant/1/temperature", "21.5").qos(QoS::AtLeastOnce);
+//! client.publish(message).await?;
+//!
+//! let received = temperatures.recv().await.expect("connected");
+//! assert_eq!(&received.payload[..], b"21.5");
+//! client.disconnect().await;
+//! # Ok(()) }
+//! ```
+//!
+//! # What it promises
+//!
+//! - **An acknowledged message was acknowledged by the broker.** [`Client::publish`] completes
+//!   with PUBACK (QoS 1) or PUBCOMP (QoS 2). [`Client::enqueue`] gives a future for that, so that
+//!   many messages can be under way at once.
+//! - **Bounds.** Publishers wait when too many messages ([`Options::max_inflight`]) or bytes
+//!   ([`Options::outbound_bytes`]) are under way, or the broker's receive maximum is reached. A
+//!   received message of QoS 1 or 2 is acknowledged when its reader takes it, so the receive
+//!   maximum bounds what waits in front of a slow reader. Messages of QoS 0 are bounded by
+//!   [`Options::inbound_queue`], and [`Overflow`] says what happens then.
+//! - **A slow reader stops nobody else.** One task reads the socket and goes on handling
+//!   acknowledgements and pings while messages wait to be taken.
+//! - **Reconnecting** ([`Reconnect`]). After a loss the client connects again. If the broker has
+//!   kept the session, unacknowledged messages are sent again with DUP in their order, PUBRELs
+//!   are repeated, and QoS 2 stays exactly once. If not, messages of QoS 1 and 2 that the broker
+//!   had not taken are sent as new, and the subscriptions are made again; a QoS 2 message that
+//!   it had taken and then forgotten fails with [`Error::SessionLost`], because nobody can know.
+//!   A session of 5.0 is kept over a loss only with [`Options::session_expiry_secs`].
+//! - **Nothing hangs for ever** unless told to: when reconnecting is given up, everything that
+//!   waits fails with the reason.
+//!
+//! # Code
+//!
+//! `state` holds everything behind one lock; `outbound`, `inbound`, `aliases`, `requests`,
+//! `routes`, `keep_alive` and `backoff` are its parts, without sockets and clocks. `driver` is
+//! the only task: it asks the state for bytes to write and hands it what it reads. `handle` and
+//! `subscription` are what a user calls.
+//!
+//! Not here: the broker, TLS, the command line.
+
+mod aliases;
+mod backoff;
+mod delivery;
+mod driver;
+mod error;
+mod establish;
+mod event;
+mod handle;
+mod inbound;
+mod keep_alive;
+mod message;
+mod options;
+mod outbound;
+mod read_buffer;
+mod requests;
+mod routes;
+mod shared;
+mod state;
+mod subscription;
+#[cfg(test)]
+mod tests;
+mod transport;
+mod url;
+
+pub use backoff::Reconnect;
+pub use delivery::{Acknowledgement, Delivery};
+pub(crate) use driver::random;
+pub use error::Error;
+pub use event::{Event, Events};
+pub use handle::{Client, DisconnectOptions, Subscribe};
+pub use message::{Message, MessageProperties};
+pub use options::{Endpoint, Filter, Options, Overflow, Will};
+pub use subscription::{OwedAcknowledgement, Subscription};
+pub use url::BrokerUrl;

@@ -1,1 +1,331 @@
-//! Tasks, timeouts and sockets around the broker.
+//! The broker on real sockets: listeners, one task for each connection, a ticker, and a graceful
+//! end.
+//!
+//! ```
+//! use std::time::Duration;
+//! use surgemq::server::Server;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let server = Server::builder()
+//!     .max_keep_alive(Duration::from_secs(300))
+//!     .connect_timeout(Duration::from_secs(2))
+//!     .build();
+//! let address = server.listen("tcp://127.0.0.1:0").await?;
+//! println!("listening on {address}");
+//!
+//! // The process that embeds the broker can publish and subscribe itself.
+//! let mut news = server.subscribe("news/#", surgemq::mqtt::QoS::AtLeastOnce)?;
+//! server.publish("news/today", b"embedded".as_slice(), surgemq::mqtt::QoS::AtLeastOnce, false)?;
+//! let message = news.next().await.expect("the server is running");
+//! assert_eq!(&message.payload[..], b"embedded");
+//!
+//! server.stop(Duration::from_secs(1)).await;
+//! # Ok(()) }
+//! ```
+
+mod connection;
+mod embedded;
+mod port;
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+pub use embedded::{Subscriber, SubscriberMessage};
+
+use crate::broker::{
+    Authenticator, Authorizer, Broker, Config, Millis, Providers, SessionsProvider, TICK_MS,
+    TopicsProvider, Turn,
+};
+use crate::mqtt::{QoS, TopicError};
+use connection::Connection;
+
+/// Connections that the kernel completes before we accept them.
+const BACKLOG: i32 = 4096;
+/// How long to wait when the process has no descriptor left for a new connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a server cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The address is not of the form `tcp://HOST:PORT` or `HOST:PORT`.
+    #[error("'{0}' is not an address of the form tcp://HOST:PORT")]
+    Address(String),
+    /// The name cannot be resolved.
+    #[error("cannot resolve '{0}': {1}")]
+    Resolve(String, io::Error),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, io::Error),
+    /// The topic name or filter is not valid.
+    #[error("'{0}' is not a valid topic: {1}")]
+    Topic(String, TopicError),
+    /// The broker refused.
+    #[error("the broker refused: {0}")]
+    Refused(String),
+}
+
+/// The server's clock: milliseconds since it was built.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn now(self) -> Millis {
+        self.0.elapsed().as_millis() as Millis
+    }
+}
+
+/// Sets a server up.
+#[derive(Default)]
+pub struct Builder {
+    config: Config,
+    providers: Providers,
+}
+
+impl Builder {
+    /// All limits at once.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The longest keep-alive that clients may have; see [`Config::max_keep_alive_secs`].
+    #[must_use]
+    pub fn max_keep_alive(mut self, limit: Duration) -> Self {
+        self.config.max_keep_alive_secs = u16::try_from(limit.as_secs()).unwrap_or(u16::MAX);
+        self
+    }
+
+    /// How long a connection may take to send its CONNECT.
+    #[must_use]
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.config.connect_timeout_ms = limit.as_millis() as u64;
+        self
+    }
+
+    /// When unacknowledged messages of 3.1 and 3.1.1 clients are sent again; zero: never.
+    #[must_use]
+    pub fn ack_timeout(mut self, timeout: Duration) -> Self {
+        self.config.ack_timeout_ms = timeout.as_millis() as u64;
+        self
+    }
+
+    /// How often they are sent again before the client is disconnected.
+    #[must_use]
+    pub fn ack_retries(mut self, retries: u32) -> Self {
+        self.config.ack_retries = retries;
+        self
+    }
+
+    /// Who may connect.
+    #[must_use]
+    pub fn authenticator(mut self, authenticator: impl Authenticator + 'static) -> Self {
+        self.providers.authenticator = Box::new(authenticator);
+        self
+    }
+
+    /// Who may publish and subscribe.
+    #[must_use]
+    pub fn authorizer(mut self, authorizer: impl Authorizer + 'static) -> Self {
+        self.providers.authorizer = Box::new(authorizer);
+        self
+    }
+
+    /// Where sessions live.
+    #[must_use]
+    pub fn sessions_provider(mut self, sessions: impl SessionsProvider + 'static) -> Self {
+        self.providers.sessions = Box::new(sessions);
+        self
+    }
+
+    /// Where subscriptions and retained messages live.
+    #[must_use]
+    pub fn topics_provider(mut self, topics: impl TopicsProvider + 'static) -> Self {
+        self.providers.topics = Box::new(topics);
+        self
+    }
+
+    /// The server. It listens nowhere yet.
+    pub fn build(self) -> Server {
+        let clock = Clock(Instant::now());
+        let broker = Arc::new(Broker::new(self.config, self.providers, random_seed()));
+        let (alive, ended) = mpsc::channel(1);
+        let (stopping, _) = watch::channel(false);
+        Server {
+            broker,
+            clock,
+            stopping: Arc::new(stopping),
+            alive: Mutex::new(Some(alive)),
+            ended: tokio::sync::Mutex::new(ended),
+            ticking: Mutex::new(false),
+        }
+    }
+}
+
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// A broker with listeners. Dropping it stops accepting; [`stop`](Self::stop) ends it properly.
+pub struct Server {
+    broker: Arc<Broker>,
+    clock: Clock,
+    stopping: Arc<watch::Sender<bool>>,
+    /// Cloned into every task; `stop` gives ours away and waits for the rest.
+    alive: Mutex<Option<mpsc::Sender<()>>>,
+    ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
+    ticking: Mutex<bool>,
+}
+
+impl Server {
+    /// Begins to set one up.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The broker inside, for its counters and limits.
+    pub fn broker(&self) -> &Arc<Broker> {
+        &self.broker
+    }
+
+    /// Listens on `tcp://HOST:PORT` (or just `HOST:PORT`) and serves in the background of the
+    /// current tokio runtime. Port 0 takes any free one; returns the address.
+    pub async fn listen(&self, address: &str) -> Result<SocketAddr, ServerError> {
+        let bare = address.strip_prefix("tcp://").unwrap_or(address);
+        if bare.contains("://") || !bare.contains(':') {
+            return Err(ServerError::Address(address.to_owned()));
+        }
+        let target = bare.to_owned();
+        let resolved = tokio::task::spawn_blocking(move || {
+            target.to_socket_addrs().map(Iterator::collect::<Vec<_>>)
+        })
+        .await
+        .map_err(|error| ServerError::Resolve(bare.to_owned(), io::Error::other(error)))?
+        .map_err(|error| ServerError::Resolve(bare.to_owned(), error))?;
+        let first = resolved.first().ok_or_else(|| ServerError::Address(address.to_owned()))?;
+        let listener = bind(*first).map_err(|error| ServerError::Listen(*first, error))?;
+        let local = listener.local_addr().map_err(|error| ServerError::Listen(*first, error))?;
+        self.start_ticking();
+        if let Some(alive) = self.alive() {
+            let (broker, clock) = (Arc::clone(&self.broker), self.clock);
+            tokio::spawn(accept(listener, broker, clock, alive, self.stopping.subscribe()));
+        }
+        Ok(local)
+    }
+
+    /// Listens and serves until [`stop`](Self::stop) is called elsewhere.
+    pub async fn listen_and_serve(&self, address: &str) -> Result<(), ServerError> {
+        self.listen(address).await?;
+        let mut stopping = self.stopping.subscribe();
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+        Ok(())
+    }
+
+    /// Publishes a message from inside this process, without a connection.
+    pub fn publish(
+        &self,
+        topic: &str,
+        payload: impl AsRef<[u8]>,
+        qos: QoS,
+        retain: bool,
+    ) -> Result<(), ServerError> {
+        embedded::publish(&self.broker, self.clock, topic, payload.as_ref(), qos, retain)
+    }
+
+    /// Subscribes from inside this process. What arrives waits in a bounded buffer, behind which
+    /// the broker treats a slow [`Subscriber`] like any slow client.
+    pub fn subscribe(&self, filter: &str, qos: QoS) -> Result<Subscriber, ServerError> {
+        self.start_ticking();
+        Subscriber::new(&self.broker, self.clock, filter, qos)
+    }
+
+    /// Stops: accepts nobody any more, publishes the wills of those connected, tells 5.0 clients,
+    /// writes what waits to be written, and returns when all is closed or `within` is over.
+    pub async fn stop(&self, within: Duration) {
+        self.stopping.send_replace(true);
+        let mut turn = Turn::default();
+        turn.begin(self.clock.now());
+        self.broker.shut_down(&mut turn);
+        turn.finish(&self.broker);
+        drop(self.alive.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let mut ended = self.ended.lock().await;
+        let _ = tokio::time::timeout(within, async { while ended.recv().await.is_some() {} }).await;
+    }
+
+    fn alive(&self) -> Option<mpsc::Sender<()>> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn start_ticking(&self) {
+        let mut ticking = self.ticking.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut *ticking, true) {
+            let (broker, clock) = (Arc::clone(&self.broker), self.clock);
+            tokio::spawn(tick(broker, clock, self.stopping.subscribe()));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stopping.send_replace(true);
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+async fn accept(
+    listener: TcpListener,
+    broker: Arc<Broker>,
+    clock: Clock,
+    alive: mpsc::Sender<()>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                let connection = Connection::new(stream, &broker, clock, alive.clone());
+                tokio::spawn(connection.run());
+            }
+            Err(error) => {
+                // Out of descriptors, mostly: those who are connected must not suffer for it.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn tick(broker: Arc<Broker>, clock: Clock, mut stopping: watch::Receiver<bool>) {
+    let mut interval = tokio::time::interval(Duration::from_millis(TICK_MS));
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut turn = Turn::default();
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        }
+        turn.begin(clock.now());
+        broker.tick(&mut turn);
+        turn.finish(&broker);
+    }
+}

@@ -3,16 +3,25 @@
 //! A QoS 2 message is handed on at its first PUBLISH; its identifier is remembered until PUBREL,
 //! so that a repeated PUBLISH is answered and not handed on again `[MQTT-4.3.3-2]`.
 
-use hashbrown::HashSet;
+use hashbrown::HashMap;
 
 use crate::mqtt::{PacketId, QoS};
 
 /// What the peer has sent at QoS 2 and not yet released.
 #[derive(Debug, Default)]
 pub struct Inbound {
-    unreleased: HashSet<PacketId>,
-    /// QoS 1 messages whose acknowledgement has not left yet.
-    unacknowledged: u16,
+    unreleased: HashMap<PacketId, Since>,
+    /// Messages of this connection whose exchange is not over: what the receive maximum bounds.
+    in_use: u16,
+}
+
+/// When a QoS 2 message was handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Since {
+    /// On this connection.
+    Now,
+    /// On an earlier one. The peer's quota was full again when this one began (5.0, section 4.9).
+    Before,
 }
 
 /// What to do with a PUBLISH at QoS 1 or 2.
@@ -29,36 +38,39 @@ pub enum Received {
 impl Inbound {
     /// A PUBLISH with an identifier came; `receive_maximum` is what we announced.
     pub fn on_publish(&mut self, id: PacketId, qos: QoS, receive_maximum: u16) -> Received {
-        let in_use = self.unreleased.len() + usize::from(self.unacknowledged);
         match qos {
-            QoS::AtMostOnce => Received::New,
-            QoS::ExactlyOnce if self.unreleased.contains(&id) => Received::Duplicate,
-            _ if in_use >= usize::from(receive_maximum) => Received::TooMany,
-            QoS::AtLeastOnce => {
-                self.unacknowledged += 1;
-                Received::New
-            }
+            QoS::AtMostOnce => return Received::New,
+            QoS::ExactlyOnce if self.unreleased.contains_key(&id) => return Received::Duplicate,
+            _ if self.in_use >= receive_maximum => return Received::TooMany,
+            QoS::AtLeastOnce => {}
             QoS::ExactlyOnce => {
-                self.unreleased.insert(id);
-                Received::New
+                self.unreleased.insert(id, Since::Now);
             }
         }
+        self.in_use += 1;
+        Received::New
     }
 
     /// The PUBACK of a QoS 1 message is about to leave.
     pub fn on_puback_sent(&mut self) {
-        self.unacknowledged = self.unacknowledged.saturating_sub(1);
+        self.in_use = self.in_use.saturating_sub(1);
     }
 
     /// PUBREL came, or PUBREC left with an error: the identifier is free. False when it was
     /// already.
     pub fn release(&mut self, id: PacketId) -> bool {
-        self.unreleased.remove(&id)
+        let since = self.unreleased.remove(&id);
+        if since == Some(Since::Now) {
+            self.in_use = self.in_use.saturating_sub(1);
+        }
+        since.is_some()
     }
 
-    /// The connection is gone: what was not acknowledged will come again.
+    /// The connection is gone: what was not acknowledged will come again, and the next connection
+    /// begins with the whole receive maximum.
     pub fn on_disconnected(&mut self) {
-        self.unacknowledged = 0;
+        self.in_use = 0;
+        self.unreleased.values_mut().for_each(|since| *since = Since::Before);
     }
 
     /// How many QoS 2 messages wait for their PUBREL.
@@ -101,5 +113,19 @@ mod tests {
         assert_eq!(inbound.on_publish(id(1), QoS::ExactlyOnce, 2), Received::Duplicate);
         inbound.on_puback_sent();
         assert_eq!(inbound.on_publish(id(3), QoS::AtLeastOnce, 2), Received::New);
+    }
+
+    /// A client that resumed sent a QoS 1 message before the PUBREL of an older QoS 2 message, and
+    /// was disconnected for exceeding a receive maximum that it kept.
+    #[test]
+    fn receive_maximum_does_not_count_earlier_connections() {
+        let mut inbound = Inbound::default();
+        assert_eq!(inbound.on_publish(id(1), QoS::ExactlyOnce, 1), Received::New);
+        inbound.on_disconnected();
+        assert_eq!(inbound.on_publish(id(2), QoS::AtLeastOnce, 1), Received::New);
+        assert!(inbound.release(id(1)));
+        assert_eq!(inbound.on_publish(id(3), QoS::AtLeastOnce, 1), Received::TooMany);
+        inbound.on_puback_sent();
+        assert_eq!(inbound.on_publish(id(3), QoS::AtLeastOnce, 1), Received::New);
     }
 }

@@ -1,0 +1,206 @@
+//! Who publishes and subscribes to what: a [`Plan`] spelled out client by client.
+//!
+//! A *stream* is one publisher on one topic: the unit that has an order, and so the unit that is
+//! numbered. A publisher goes round its topics, so its `n`-th message is number `n / topics` of
+//! its stream `n % topics`; that is why one counter for each publisher says how much was sent on
+//! every stream.
+
+use super::plan::{Noise, Plan, Shape};
+
+/// A publisher's part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Publisher {
+    /// Number of its first stream; the others follow.
+    pub(super) first_stream: u32,
+    /// Indexes of its topics, one stream each.
+    pub(super) topics: Vec<u32>,
+}
+
+impl Publisher {
+    /// How many of its first `sent` messages went to its stream number `at`.
+    pub(super) fn sent_on(&self, at: usize, sent: u64) -> u64 {
+        let streams = self.topics.len() as u64;
+        sent / streams + u64::from((at as u64) < sent % streams)
+    }
+}
+
+/// A subscriber's part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Subscriber {
+    /// Topic filters, one for each of its topics.
+    pub(super) filters: Vec<String>,
+    /// Indexes of the topics that they match, ascending.
+    pub(super) topics: Vec<u32>,
+}
+
+/// One connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Client {
+    /// Client identifier.
+    pub(super) id: String,
+    /// Index of its publisher's part.
+    pub(super) publisher: Option<u32>,
+    /// Index of its subscriber's part.
+    pub(super) subscriber: Option<u32>,
+}
+
+/// The whole.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    /// Marks the messages of this plan, so that nobody else's are counted.
+    pub(super) tag: u16,
+    /// All topics; their names have one length.
+    pub(super) topics: Vec<String>,
+    pub(super) publishers: Vec<Publisher>,
+    pub(super) subscribers: Vec<Subscriber>,
+    pub(super) clients: Vec<Client>,
+    /// How many subscribers each topic has.
+    receivers: Vec<u64>,
+}
+
+impl Layout {
+    pub(super) fn new(plan: &Plan) -> Self {
+        let mut noise = Noise::new(plan.seed);
+        let tag = noise.next() as u16;
+        let topics = topic_names(plan, tag);
+        let publishers = publishers(plan, topics.len(), &mut noise);
+        let subscribers = subscribers(plan, tag, &topics);
+        let mut receivers = vec![0; topics.len()];
+        for topic in subscribers.iter().flat_map(|subscriber| &subscriber.topics) {
+            receivers[*topic as usize] += 1;
+        }
+        let clients = clients(plan.shape, publishers.len(), subscribers.len(), plan.seed);
+        Self { tag, topics, publishers, subscribers, clients, receivers }
+    }
+
+    /// How many deliveries are owed when publisher number `at` has sent `sent[at]` messages.
+    pub(super) fn owed(&self, sent: &[u64]) -> u64 {
+        let of_publisher = |(publisher, sent): (&Publisher, &u64)| {
+            let on_stream = |(at, topic): (usize, &u32)| {
+                publisher.sent_on(at, *sent) * self.receivers[*topic as usize]
+            };
+            publisher.topics.iter().enumerate().map(on_stream).sum::<u64>()
+        };
+        self.publishers.iter().zip(sent).map(of_publisher).sum()
+    }
+
+    /// Every stream that a subscriber receives, with how many messages were sent on it.
+    pub(super) fn owed_to<'a>(
+        &'a self,
+        subscriber: usize,
+        sent: &'a [u64],
+    ) -> impl Iterator<Item = (u32, u64)> + 'a {
+        let topics = &self.subscribers[subscriber].topics;
+        self.publishers.iter().zip(sent).flat_map(move |(publisher, sent)| {
+            publisher.topics.iter().enumerate().filter_map(move |(at, topic)| {
+                topics.binary_search(topic).ok()?;
+                Some((publisher.first_stream + at as u32, publisher.sent_on(at, *sent)))
+            })
+        })
+    }
+}
+
+fn topic_names(plan: &Plan, tag: u16) -> Vec<String> {
+    let count = plan.topics.unwrap_or(match plan.shape {
+        Shape::Pair => plan.clients,
+        Shape::FanIn | Shape::FanOut | Shape::Mesh => 1,
+    });
+    let width = (count - 1).to_string().len();
+    (0..count).map(|at| format!("b/{tag:04x}/{at:0width$}/x")).collect()
+}
+
+fn publishers(plan: &Plan, topics: usize, noise: &mut Noise) -> Vec<Publisher> {
+    let count = match plan.shape {
+        Shape::FanOut => 1,
+        Shape::Pair | Shape::FanIn | Shape::Mesh => plan.clients as usize,
+    };
+    let mut first_stream = 0;
+    (0..count)
+        .map(|at| {
+            let mut topics = share(at, count, topics);
+            noise.shuffle(&mut topics);
+            let publisher = Publisher { first_stream, topics };
+            first_stream += publisher.topics.len() as u32;
+            publisher
+        })
+        .collect()
+}
+
+fn subscribers(plan: &Plan, tag: u16, names: &[String]) -> Vec<Subscriber> {
+    let count = match plan.shape {
+        Shape::FanIn => 1,
+        Shape::Pair | Shape::FanOut | Shape::Mesh => plan.clients as usize,
+    };
+    let mut filters = Filters { tag, wildcards: plan.wildcards, made: 0, wild: 0 };
+    (0..count)
+        .map(|at| {
+            let topics = match plan.shape {
+                Shape::Pair | Shape::FanOut => share(at, count, names.len()),
+                Shape::FanIn | Shape::Mesh => (0..names.len() as u32).collect(),
+            };
+            let filters = topics.iter().map(|topic| filters.next(&names[*topic as usize]));
+            Subscriber { filters: filters.collect(), topics }
+        })
+        .collect()
+}
+
+/// The topics of the `at`-th of `count` clients: every `count`-th topic, or one that it shares
+/// where there are fewer topics than clients.
+fn share(at: usize, count: usize, topics: usize) -> Vec<u32> {
+    if topics < count {
+        return vec![(at % topics) as u32];
+    }
+    (at..topics).step_by(count).map(|topic| topic as u32).collect()
+}
+
+/// Makes the filters, the wanted share of them with a wildcard, evenly mixed. A wildcard stands
+/// for one of the levels, each kind in turn, and matches just the one topic: the broker has to
+/// look into those branches, but what is delivered is the same with and without.
+struct Filters {
+    tag: u16,
+    wildcards: f64,
+    made: u64,
+    wild: u64,
+}
+
+impl Filters {
+    fn next(&mut self, topic: &str) -> String {
+        self.made += 1;
+        if (self.made as f64 * self.wildcards).floor() as u64 <= self.wild {
+            return topic.to_owned();
+        }
+        self.wild += 1;
+        let number = topic.rsplit('/').nth(1).unwrap_or_default();
+        let tag = self.tag;
+        match self.wild % 4 {
+            0 => format!("+/{tag:04x}/{number}/x"),
+            1 => format!("b/{tag:04x}/{number}/+"),
+            2 => format!("b/{tag:04x}/{number}/#"),
+            _ => format!("+/{tag:04x}/{number}/#"),
+        }
+    }
+}
+
+fn clients(shape: Shape, publishers: usize, subscribers: usize, seed: u64) -> Vec<Client> {
+    let seed = seed as u32;
+    if shape == Shape::Mesh {
+        return (0..publishers as u32)
+            .map(|at| Client {
+                id: format!("bench-{seed:08x}-{at}"),
+                publisher: Some(at),
+                subscriber: Some(at),
+            })
+            .collect();
+    }
+    let publishers = (0..publishers as u32).map(|at| Client {
+        id: format!("bench-{seed:08x}-p{at}"),
+        publisher: Some(at),
+        subscriber: None,
+    });
+    let subscribers = (0..subscribers as u32).map(|at| Client {
+        id: format!("bench-{seed:08x}-s{at}"),
+        publisher: None,
+        subscriber: Some(at),
+    });
+    publishers.chain(subscribers).collect()
+}

@@ -1,0 +1,362 @@
+//! A thread of the load: an epoll loop over its connections and, with a rate, the clock that says
+//! which publisher's turn it is.
+
+use std::io;
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+
+use rustix::event::{Timespec, epoll};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+
+use super::clock;
+use super::connection::{Broken, Connection, Interest, Shared};
+use super::meter::Latencies;
+use super::schedule::Schedule;
+use super::tracks::Tracks;
+
+/// Bytes that one read takes at most.
+pub(super) const READ_BYTES: usize = 256 << 10;
+/// The loop looks at least this often at whether it should stop.
+const LONGEST_WAIT: u64 = 20_000_000;
+/// With a rate, due messages are sent at most this often: above 20,000 messages per second they
+/// leave in small batches rather than in a busy loop.
+const SHORTEST_TURN: u64 = 50_000;
+
+/// The timer's mark among the events; connections have their place.
+const TIMER: u64 = u64::MAX;
+
+/// What the threads and the one that watches them tell one another.
+#[derive(Debug)]
+pub(super) struct Control {
+    /// No more publishing.
+    pub(super) stop: AtomicBool,
+    /// Leave the loop.
+    pub(super) finish: AtomicBool,
+    /// Messages sent, by publisher.
+    pub(super) sent: Vec<AtomicU64>,
+    pub(super) workers: Vec<WorkerState>,
+}
+
+/// One thread's own line of it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct WorkerState {
+    /// Thread identifier, once it runs.
+    pub(super) thread: AtomicI32,
+    /// Deliveries received.
+    pub(super) delivered: AtomicU64,
+    /// Publishers that are not finished.
+    pub(super) publishing: AtomicUsize,
+    /// Connections that broke.
+    pub(super) broken: AtomicUsize,
+}
+
+impl Control {
+    pub(super) fn new(publishers: usize, workers: usize) -> Self {
+        Self {
+            stop: AtomicBool::new(false),
+            finish: AtomicBool::new(false),
+            sent: (0..publishers).map(|_| AtomicU64::new(0)).collect(),
+            workers: (0..workers).map(|_| WorkerState::default()).collect(),
+        }
+    }
+
+    pub(super) fn sent_by_publisher(&self) -> Vec<u64> {
+        self.sent.iter().map(|sent| sent.load(Ordering::Relaxed)).collect()
+    }
+
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.iter().map(|sent| sent.load(Ordering::Relaxed)).sum()
+    }
+
+    pub(super) fn delivered(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.delivered.load(Ordering::Relaxed)).sum()
+    }
+
+    pub(super) fn publishing(&self) -> usize {
+        self.workers.iter().map(|worker| worker.publishing.load(Ordering::Acquire)).sum()
+    }
+}
+
+/// What a thread leaves behind.
+#[derive(Debug)]
+pub(super) struct Harvest {
+    pub(super) latencies: Latencies,
+    /// Subscriber, what it saw, how many deliveries it had.
+    pub(super) received: Vec<(u32, Tracks, u64)>,
+    /// Messages that the broker refused by a reason code.
+    pub(super) refused: u64,
+    /// Why connections broke.
+    pub(super) broken: Vec<Broken>,
+}
+
+/// See the module.
+pub(super) struct Worker<'a> {
+    epoll: OwnedFd,
+    /// Ends a wait to the microsecond, where the timeout of the wait itself is in milliseconds.
+    timer: OwnedFd,
+    connections: Vec<Slot<'a>>,
+    shared: Shared<'a>,
+    scratch: Vec<u8>,
+    pace: Pace,
+    control: &'a Control,
+    state: &'a WorkerState,
+    broken: Vec<Broken>,
+    next_turn: u64,
+    kicked: bool,
+    swept: bool,
+}
+
+struct Slot<'a> {
+    connection: Connection<'a>,
+    interest: Interest,
+    /// Its publisher still has something to do.
+    publishing: bool,
+    open: bool,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(
+        connections: Vec<Connection<'a>>,
+        shared: Shared<'a>,
+        control: &'a Control,
+        number: usize,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+        let timer_event = epoll::EventData::new_u64(TIMER);
+        // Edge-triggered, so that nobody has to read it: setting it anew is enough.
+        let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &timer, timer_event, edge)?;
+        let interest = Interest { read: true, write: false };
+        let mut slots = Vec::with_capacity(connections.len());
+        for (at, connection) in connections.into_iter().enumerate() {
+            connection.socket.set_nonblocking(true)?;
+            let data = epoll::EventData::new_u64(at as u64);
+            epoll::add(&epoll, &connection.socket, data, flags(interest))?;
+            let publishing = connection.publishing.is_some();
+            slots.push(Slot { connection, interest, publishing, open: true });
+        }
+        let state = &control.workers[number];
+        let publishing = slots.iter().filter(|slot| slot.publishing).count();
+        state.publishing.store(publishing, Ordering::Release);
+        let scratch = vec![0; READ_BYTES.max(2 * shared.frames.frame_len() + 1024)];
+        let pace = Pace::new(&slots);
+        Ok(Self {
+            epoll,
+            timer,
+            connections: slots,
+            shared,
+            scratch,
+            pace,
+            control,
+            state,
+            broken: Vec::new(),
+            next_turn: 0,
+            kicked: false,
+            swept: false,
+        })
+    }
+
+    /// Runs until told to finish.
+    pub(super) fn run(mut self) -> io::Result<Harvest> {
+        let thread = rustix::thread::gettid();
+        self.state.thread.store(thread.as_raw_nonzero().get(), Ordering::Release);
+        // The kernel's default lets a timer be 50 µs late, which would be seen in every latency.
+        rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000))?;
+        let mut events = Vec::with_capacity(256);
+        while !self.control.finish.load(Ordering::Acquire) {
+            let now = clock::now();
+            self.shared.meter.tick(now);
+            self.take_turns(now);
+            let timeout = self.arm(self.wait(now))?;
+            events.clear();
+            let room = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(&self.epoll, room, Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                if event.data.u64() != TIMER {
+                    self.on_event(event.data.u64() as usize, event.flags);
+                }
+            }
+        }
+        Ok(self.harvest())
+    }
+
+    /// Prepares a wait of so many nanoseconds; returns the timeout to give it.
+    fn arm(&self, wait: u64) -> io::Result<Timespec> {
+        let nanos = wait % 1_000_000_000;
+        let seconds = wait / 1_000_000_000;
+        let time = Timespec { tv_sec: seconds as i64, tv_nsec: nanos as _ };
+        if wait > 0 && wait < LONGEST_WAIT {
+            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let once = Itimerspec { it_interval: zero, it_value: time };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        }
+        Ok(time)
+    }
+
+    /// What the clock alone brings about: the start, due messages, the end.
+    fn take_turns(&mut self, now: u64) {
+        self.shared.stopped = self.control.stop.load(Ordering::Acquire);
+        if !self.kicked && now >= self.shared.timeline.start {
+            self.kicked = true;
+            self.everyone(now);
+        }
+        if !self.swept && (self.shared.stopped || now >= self.shared.timeline.until) {
+            self.swept = true;
+            self.everyone(now);
+        }
+        if now >= self.next_turn && !self.swept {
+            self.next_turn = now + SHORTEST_TURN;
+            while let Some(at) = self.pace.next_due(&self.shared.schedule, now) {
+                self.publish(at, now);
+            }
+        }
+    }
+
+    fn everyone(&mut self, now: u64) {
+        for at in 0..self.connections.len() {
+            self.publish(at, now);
+        }
+    }
+
+    fn publish(&mut self, at: usize, now: u64) {
+        let slot = &mut self.connections[at];
+        if slot.open {
+            let outcome = slot.connection.write(&mut self.shared, now);
+            self.settle(at, outcome, now);
+        }
+    }
+
+    fn on_event(&mut self, at: usize, flags: epoll::EventFlags) {
+        let slot = &mut self.connections[at];
+        if !slot.open {
+            return;
+        }
+        let mut outcome = Ok(());
+        if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR)
+        {
+            outcome = slot.connection.read(&mut self.scratch, &mut self.shared);
+        }
+        let now = clock::now();
+        if outcome.is_ok() && flags.contains(epoll::EventFlags::OUT) {
+            outcome = slot.connection.write(&mut self.shared, now);
+        }
+        self.settle(at, outcome, now);
+    }
+
+    /// After anything was done with a connection: waits for what it needs now.
+    fn settle(&mut self, at: usize, outcome: Result<(), Broken>, now: u64) {
+        let slot = &mut self.connections[at];
+        let wanted = slot.connection.interest(&self.shared, now);
+        let outcome = outcome.and_then(|()| {
+            if wanted == slot.interest {
+                return Ok(());
+            }
+            slot.interest = wanted;
+            let data = epoll::EventData::new_u64(at as u64);
+            epoll::modify(&self.epoll, &slot.connection.socket, data, flags(wanted))
+                .map_err(|errno| Broken::Io(errno.into()))
+        });
+        if let Err(broken) = outcome {
+            slot.open = false;
+            // A socket that is gone from the set anyway needs no second answer.
+            let _ = epoll::delete(&self.epoll, &slot.connection.socket);
+            self.broken.push(broken);
+            self.state.broken.fetch_add(1, Ordering::Relaxed);
+        }
+        if slot.publishing && (!slot.open || slot.connection.is_finished(&self.shared, now)) {
+            slot.publishing = false;
+            self.state.publishing.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Nanoseconds until the clock has something to do again.
+    fn wait(&self, now: u64) -> u64 {
+        let until_start = self.shared.timeline.start.saturating_sub(now);
+        if until_start > 0 {
+            return until_start.min(LONGEST_WAIT);
+        }
+        if self.swept {
+            return LONGEST_WAIT;
+        }
+        let until_end = self.shared.timeline.until.saturating_sub(now);
+        let next_due = self.pace.next(&self.shared.schedule).unwrap_or(u64::MAX);
+        let until_turn = next_due.max(self.next_turn).saturating_sub(now);
+        until_turn.min(until_end).min(LONGEST_WAIT)
+    }
+
+    fn harvest(self) -> Harvest {
+        let mut refused = 0;
+        let mut received = Vec::new();
+        for Slot { connection, .. } in self.connections {
+            refused += connection.publishing.map_or(0, |publishing| publishing.refused);
+            received
+                .extend(connection.receiving.map(|part| (part.index, part.tracks, part.delivered)));
+        }
+        Harvest { latencies: self.shared.meter.finish(), received, refused, broken: self.broken }
+    }
+}
+
+fn flags(interest: Interest) -> epoll::EventFlags {
+    let mut flags = epoll::EventFlags::empty();
+    flags.set(epoll::EventFlags::IN, interest.read);
+    flags.set(epoll::EventFlags::OUT, interest.write);
+    flags
+}
+
+/// Whose turn it is among a worker's own publishers.
+///
+/// Only says whom to look at: how many messages he may send is his own reckoning, so somebody
+/// whose socket or window is full loses nothing by being passed over.
+#[derive(Debug)]
+struct Pace {
+    /// Publisher's index and place among the connections, in the order of turns.
+    order: Vec<(u32, usize)>,
+    at: usize,
+    round: u64,
+}
+
+impl Pace {
+    fn new(slots: &[Slot<'_>]) -> Self {
+        let publisher = |(at, slot): (usize, &Slot<'_>)| {
+            slot.connection.publishing.as_ref().map(|part| (part.index, at))
+        };
+        let mut order: Vec<_> = slots.iter().enumerate().filter_map(publisher).collect();
+        order.sort_unstable();
+        Self { order, at: 0, round: 0 }
+    }
+
+    /// When the next turn is; `None` without a rate or without publishers.
+    fn next(&self, schedule: &Schedule) -> Option<u64> {
+        let (publisher, _) = self.order.get(self.at)?;
+        match schedule {
+            Schedule::Unthrottled => None,
+            Schedule::Paced { .. } => Some(schedule.intended(*publisher, self.round, 0)),
+        }
+    }
+
+    /// The connection whose publisher is due, each once; `None` when nobody else is.
+    fn next_due(&mut self, schedule: &Schedule, now: u64) -> Option<usize> {
+        let due = self.next(schedule)?;
+        if due > now {
+            return None;
+        }
+        let (publisher, place) = self.order[self.at];
+        if self.at + 1 < self.order.len() {
+            self.at += 1;
+        } else {
+            self.at = 0;
+            // A lone publisher's due messages leave together.
+            let due = schedule.due(publisher, now);
+            self.round = if self.order.len() == 1 { due } else { self.round + 1 };
+        }
+        Some(place)
+    }
+}

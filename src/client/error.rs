@@ -1,0 +1,145 @@
+//! What can go wrong for a client, told apart by who is to blame.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::mqtt::{DecodeError, EncodeError, ReasonCode, TopicError};
+
+/// Why something that the client was asked for did not happen.
+///
+/// It can be cloned, because one lost connection fails everything that waited for it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The URL is not one of a broker.
+    #[error("{url:?} is not a broker's URL: {what}")]
+    Url {
+        /// The URL without its password.
+        url: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The options contradict each other or the protocol version.
+    #[error("{0}")]
+    Options(&'static str),
+    /// The broker could not be reached.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// Host and port, or the path of a socket.
+        address: String,
+        /// Why not.
+        source: Arc<io::Error>,
+    },
+    /// The broker refused the connection in its CONNACK.
+    #[error("the broker refused the connection: {reason}{}", told(.text))]
+    Refused {
+        /// The reason code; the return codes of 3.1 and 3.1.1 are mapped to those of 5.0.
+        reason: ReasonCode,
+        /// The broker's reason string, or the server that it refers to.
+        text: Option<String>,
+    },
+    /// Nothing came in time.
+    #[error("timed out waiting for {0}")]
+    Timeout(&'static str),
+    /// The socket failed or was closed by the peer.
+    #[error("the connection was lost: {0}")]
+    Io(Arc<io::Error>),
+    /// The broker closed the connection with a DISCONNECT.
+    #[error("the broker closed the connection: {reason}{}", told(.text))]
+    Disconnected {
+        /// Its reason code.
+        reason: ReasonCode,
+        /// Its reason string, or the server that it refers to.
+        text: Option<String>,
+    },
+    /// The broker sent something that the specification forbids.
+    #[error("the broker broke the protocol: {0}")]
+    Protocol(#[from] DecodeError),
+    /// The broker acknowledged with an error code (5.0), or refused all of a subscription.
+    #[error("the broker refused: {reason}{}", told(.text))]
+    Rejected {
+        /// The reason code of the acknowledgement.
+        reason: ReasonCode,
+        /// Its reason string.
+        text: Option<String>,
+    },
+    /// The broker forgot the session while a QoS 2 message was half delivered: whether it reached
+    /// anybody is unknown, and sending it again might deliver it twice.
+    #[error("the broker lost the session while the message was under way")]
+    SessionLost,
+    /// The message cannot be sent: it is larger than the protocol or the broker allows.
+    #[error("the message is too large for {0}")]
+    TooLarge(&'static str),
+    /// The broker has announced that it does not do this.
+    #[error("the broker does not support {0}")]
+    Unsupported(&'static str),
+    /// The topic name or filter is not well formed.
+    #[error("{topic:?} is not a valid topic: {source}")]
+    Topic {
+        /// The topic as given.
+        topic: String,
+        /// What is wrong with it.
+        source: TopicError,
+    },
+    /// Too many subscribe and unsubscribe requests are unanswered.
+    #[error("too many requests are unanswered")]
+    TooMany,
+    /// The client was disconnected by its user.
+    #[error("the client is disconnected")]
+    Closed,
+}
+
+fn told(text: &Option<String>) -> String {
+    text.as_ref().map(|text| format!(" ({text})")).unwrap_or_default()
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
+}
+
+impl From<EncodeError> for Error {
+    fn from(error: EncodeError) -> Self {
+        Self::TooLarge(match error {
+            EncodeError::FieldTooLong => "a string of MQTT (65,535 bytes)",
+            _ => "MQTT",
+        })
+    }
+}
+
+impl Error {
+    /// Whether trying again later cannot help: the broker has refused for good, or another
+    /// client has taken the session over and would be thrown out in turn.
+    pub(crate) fn is_final(&self) -> bool {
+        use ReasonCode as R;
+        match self {
+            Self::Refused { reason, .. } | Self::Disconnected { reason, .. } => matches!(
+                reason,
+                R::SessionTakenOver
+                    | R::MalformedPacket
+                    | R::ProtocolError
+                    | R::UnsupportedProtocolVersion
+                    | R::ClientIdentifierNotValid
+                    | R::BadUserNameOrPassword
+                    | R::NotAuthorized
+                    | R::Banned
+                    | R::BadAuthenticationMethod
+                    | R::TopicFilterInvalid
+                    | R::TopicNameInvalid
+                    | R::PacketTooLarge
+                    | R::AdministrativeAction
+                    | R::PayloadFormatInvalid
+                    | R::RetainNotSupported
+                    | R::QoSNotSupported
+                    | R::UseAnotherServer
+                    | R::ServerMoved
+                    | R::SharedSubscriptionsNotSupported
+                    | R::SubscriptionIdentifiersNotSupported
+                    | R::WildcardSubscriptionsNotSupported
+            ),
+            Self::Closed | Self::Options(_) | Self::Url { .. } | Self::TooLarge(_) => true,
+            _ => false,
+        }
+    }
+}

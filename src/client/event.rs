@@ -1,0 +1,62 @@
+//! What happens to the connection, for whoever wants to know.
+
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+use super::Error;
+
+/// A change of the connection.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// A connection was made; `session_present` says whether the broker had kept the session.
+    Connected {
+        /// Whether the broker had kept the session.
+        session_present: bool,
+    },
+    /// The connection was lost, or an attempt to make it again failed.
+    Lost {
+        /// Why.
+        error: Error,
+    },
+    /// The next attempt follows after `delay`.
+    Reconnecting {
+        /// Counts the attempts since the loss, from 1 on.
+        attempt: u32,
+        /// The wait before it.
+        delay: Duration,
+    },
+    /// A subscription could not be made again after the broker had lost the session.
+    Unsubscribed {
+        /// The topic filters that are lost.
+        filters: Vec<String>,
+        /// Why.
+        error: Error,
+    },
+    /// The client has ended; nothing follows.
+    Closed {
+        /// Why: [`Error::Closed`] if its user wanted it.
+        error: Error,
+    },
+}
+
+/// The events of one client since [`Client::events`](super::Client::events) was called. Whoever
+/// reads too slowly misses the oldest ones.
+#[derive(Debug)]
+pub struct Events {
+    pub(crate) receiver: broadcast::Receiver<Event>,
+}
+
+impl Events {
+    /// The next event; `None` when the client is gone.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}

@@ -1,0 +1,502 @@
+//! Everything that can be chosen about a client before it connects, and the CONNECT made of it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::message::borrowed_pairs;
+use super::{BrokerUrl, Client, Error, Message, Reconnect};
+use crate::mqtt::{
+    Connect, MAX_PACKET_SIZE, Properties, QoS, TopicName, Version, Will as WireWill,
+};
+
+/// How to connect. Made by [`Options::new`] or [`Options::from_url`], used up by
+/// [`Options::connect`].
+///
+/// ```no_run
+/// # async fn example() -> Result<(), surgemq::client::Error> {
+/// use surgemq::client::{Message, Options, Will};
+/// use surgemq::mqtt::Version;
+///
+/// let client = Options::new("broker.example", 1883)
+///     .version(Version::V311)
+///     .client_id("sensor-7")
+///     .credentials("user", "secret")
+///     .will(Will::new(Message::new("sensor-7/status", "gone").retain(true)))
+///     .keep_alive_secs(30)
+///     .connect()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Options {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) bind: Option<String>,
+    pub(crate) version: Version,
+    pub(crate) client_id: Option<String>,
+    pub(crate) clean_start: bool,
+    pub(crate) session_expiry_secs: Option<u32>,
+    pub(crate) keep_alive_secs: u16,
+    pub(crate) will: Option<Will>,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<Bytes>,
+    pub(crate) receive_maximum: u16,
+    pub(crate) max_packet_size: u32,
+    pub(crate) topic_alias_maximum: u16,
+    pub(crate) outbound_aliases: u16,
+    pub(crate) request_problem_information: Option<bool>,
+    pub(crate) request_response_information: Option<bool>,
+    pub(crate) authentication: Option<(String, Option<Bytes>)>,
+    pub(crate) user_properties: Vec<(Box<str>, Box<str>)>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) ping_timeout: Duration,
+    pub(crate) max_inflight: u16,
+    pub(crate) outbound_bytes: usize,
+    pub(crate) inbound_messages: usize,
+    pub(crate) inbound_bytes: usize,
+    pub(crate) overflow: Overflow,
+    pub(crate) keep_unclaimed: bool,
+    pub(crate) reconnect: Reconnect,
+}
+
+/// Where the broker listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// TCP.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// The message that the broker publishes when this client is lost.
+#[derive(Debug, Clone)]
+pub struct Will {
+    /// What is published.
+    pub message: Message,
+    /// How long the broker waits first (5.0); a reconnect within that time cancels it.
+    pub delay_secs: Option<u32>,
+}
+
+impl Will {
+    /// A will that is published without delay.
+    pub const fn new(message: Message) -> Self {
+        Self { message, delay_secs: None }
+    }
+}
+
+/// What happens to messages of QoS 0 when their reader is slow and the queue in front of it is
+/// full. Messages of QoS 1 and 2 are bounded by the receive maximum and never dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// Stop reading from the socket, so that the broker has to wait or to drop. While this
+    /// client itself waits for the broker (an acknowledgement of a message or a subscription), it
+    /// has to read on, or it could wait for ever: then messages are dropped and counted.
+    #[default]
+    Pause,
+    /// Drop the newest and count it.
+    Drop,
+}
+
+impl Options {
+    /// A client of MQTT 5.0 with a clean start, at `host` (a name or an address) and `port`.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self::at(Endpoint::Tcp { host: host.into(), port })
+    }
+
+    /// The same at any endpoint.
+    pub fn at(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            bind: None,
+            version: Version::V5,
+            client_id: None,
+            clean_start: true,
+            session_expiry_secs: None,
+            keep_alive_secs: 60,
+            will: None,
+            username: None,
+            password: None,
+            receive_maximum: 1024,
+            max_packet_size: MAX_PACKET_SIZE,
+            topic_alias_maximum: 0,
+            outbound_aliases: 0,
+            request_problem_information: None,
+            request_response_information: None,
+            authentication: None,
+            user_properties: Vec::new(),
+            connect_timeout: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(10),
+            max_inflight: 1024,
+            outbound_bytes: 16 << 20,
+            inbound_messages: 8192,
+            inbound_bytes: 16 << 20,
+            overflow: Overflow::default(),
+            keep_unclaimed: false,
+            reconnect: Reconnect::default(),
+        }
+    }
+
+    /// From `mqtt://[user[:password]@]host[:port]`.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        let url = BrokerUrl::parse(url)?;
+        let mut options = Self::new(url.host, url.port);
+        options.username = url.username;
+        options.password = url.password.map(Bytes::from);
+        Ok(options)
+    }
+
+    /// The address that the outgoing socket is bound to.
+    #[must_use]
+    pub fn bind(mut self, address: impl Into<String>) -> Self {
+        self.bind = Some(address.into());
+        self
+    }
+
+    /// The version of the protocol.
+    #[must_use]
+    pub const fn version(mut self, version: Version) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// The client identifier. Without one, a 5.0 broker chooses, and a random one is made for
+    /// the older versions.
+    #[must_use]
+    pub fn client_id(mut self, id: impl Into<String>) -> Self {
+        self.client_id = Some(id.into());
+        self
+    }
+
+    /// Whether the broker shall forget an earlier session of this client. With `false`, set
+    /// [`Options::session_expiry_secs`] too if the session is to outlive the connection (5.0).
+    #[must_use]
+    pub const fn clean_start(mut self, clean: bool) -> Self {
+        self.clean_start = clean;
+        self
+    }
+
+    /// How long the broker keeps the session without a connection (5.0); `u32::MAX` is for ever.
+    #[must_use]
+    pub const fn session_expiry_secs(mut self, secs: u32) -> Self {
+        self.session_expiry_secs = Some(secs);
+        self
+    }
+
+    /// The keep-alive; 0 turns it off.
+    #[must_use]
+    pub const fn keep_alive_secs(mut self, secs: u16) -> Self {
+        self.keep_alive_secs = secs;
+        self
+    }
+
+    /// The will.
+    #[must_use]
+    pub fn will(mut self, will: Will) -> Self {
+        self.will = Some(will);
+        self
+    }
+
+    /// User name and password.
+    #[must_use]
+    pub fn credentials(self, username: impl Into<String>, password: impl Into<Bytes>) -> Self {
+        self.username(username).password(password)
+    }
+
+    /// The user name alone.
+    #[must_use]
+    pub fn username(mut self, username: impl Into<String>) -> Self {
+        self.username = Some(username.into());
+        self
+    }
+
+    /// The password alone (5.0 only).
+    #[must_use]
+    pub fn password(mut self, password: impl Into<Bytes>) -> Self {
+        self.password = Some(password.into());
+        self
+    }
+
+    /// How many messages of QoS 1 and 2 the broker may send before the user has taken the first
+    /// (5.0); at least 1.
+    #[must_use]
+    pub fn receive_maximum(mut self, messages: u16) -> Self {
+        self.receive_maximum = messages.max(1);
+        self
+    }
+
+    /// The largest packet that is accepted, in bytes. In 5.0 the broker is told.
+    #[must_use]
+    pub fn max_packet_size(mut self, bytes: u32) -> Self {
+        self.max_packet_size = bytes.clamp(1, MAX_PACKET_SIZE);
+        self
+    }
+
+    /// How many topic aliases the broker may use (5.0).
+    #[must_use]
+    pub const fn topic_alias_maximum(mut self, aliases: u16) -> Self {
+        self.topic_alias_maximum = aliases;
+        self
+    }
+
+    /// How many topic aliases this client uses at most when it publishes, if the broker allows
+    /// them (5.0): the first topics get them. 0, the default, uses none.
+    #[must_use]
+    pub const fn publish_with_aliases(mut self, aliases: u16) -> Self {
+        self.outbound_aliases = aliases;
+        self
+    }
+
+    /// Whether the broker may send reason strings and user properties with every packet (5.0).
+    #[must_use]
+    pub const fn request_problem_information(mut self, wanted: bool) -> Self {
+        self.request_problem_information = Some(wanted);
+        self
+    }
+
+    /// Whether the broker shall send response information (5.0).
+    #[must_use]
+    pub const fn request_response_information(mut self, wanted: bool) -> Self {
+        self.request_response_information = Some(wanted);
+        self
+    }
+
+    /// An authentication method that needs no challenge, and its data (5.0).
+    #[must_use]
+    pub fn authentication(mut self, method: impl Into<String>, data: Option<Bytes>) -> Self {
+        self.authentication = Some((method.into(), data));
+        self
+    }
+
+    /// Adds a user property to CONNECT (5.0).
+    #[must_use]
+    pub fn user_property(mut self, name: &str, value: &str) -> Self {
+        self.user_properties.push((name.into(), value.into()));
+        self
+    }
+
+    /// How long making a connection may take, up to and with CONNACK.
+    #[must_use]
+    pub const fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long the broker may take to answer a ping before the connection counts as lost.
+    #[must_use]
+    pub const fn ping_timeout(mut self, timeout: Duration) -> Self {
+        self.ping_timeout = timeout;
+        self
+    }
+
+    /// How many messages may be accepted from the user and not be acknowledged yet; the next
+    /// publisher waits. The broker's receive maximum bounds what is on the wire. 1 to 32,768.
+    #[must_use]
+    pub fn max_inflight(mut self, messages: u16) -> Self {
+        // The other identifiers stay free for SUBSCRIBE and UNSUBSCRIBE.
+        self.max_inflight = messages.clamp(1, 0x8000);
+        self
+    }
+
+    /// How many bytes these messages may hold in memory.
+    #[must_use]
+    pub fn outbound_bytes(mut self, bytes: usize) -> Self {
+        self.outbound_bytes = bytes.clamp(1, u32::MAX as usize);
+        self
+    }
+
+    /// How many messages, and how many bytes of them, may wait in front of a slow reader.
+    #[must_use]
+    pub fn inbound_queue(mut self, messages: usize, bytes: usize) -> Self {
+        self.inbound_messages = messages.max(1);
+        self.inbound_bytes = bytes.max(1);
+        self
+    }
+
+    /// What happens to messages of QoS 0 beyond that.
+    #[must_use]
+    pub const fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+
+    /// Whether messages that no subscription wants are kept from the start on, because
+    /// [`Client::unclaimed`] will be read. Without it, those that come before that call may be
+    /// dropped.
+    #[must_use]
+    pub const fn keep_unclaimed(mut self, keep: bool) -> Self {
+        self.keep_unclaimed = keep;
+        self
+    }
+
+    /// Whether and how a lost connection is made again.
+    #[must_use]
+    pub const fn reconnect(mut self, reconnect: Reconnect) -> Self {
+        self.reconnect = reconnect;
+        self
+    }
+
+    /// Connects. The first attempt is the only one: if it fails, that is the answer. Later losses
+    /// are handled as [`Options::reconnect`] says.
+    pub async fn connect(self) -> Result<Client, Error> {
+        self.check()?;
+        Client::start(self).await
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let v5 = self.version.is_v5();
+        if !v5 && self.password.is_some() && self.username.is_none() {
+            return Err(Error::Options("a password needs a user name before MQTT 5.0")); // [MQTT-3.1.2-22]
+        }
+        if !v5 && !self.clean_start && self.client_id.as_deref().unwrap_or_default().is_empty() {
+            return Err(Error::Options("a kept session needs a client identifier")); // [MQTT-3.1.3-7]
+        }
+        if let Some(will) = &self.will {
+            check_topic(&will.message.topic)?;
+        }
+        Ok(())
+    }
+
+    /// The CONNECT; `clean_start` and `client_id` change when a session is taken up again.
+    pub(crate) fn to_connect<'a>(&'a self, clean_start: bool, client_id: &'a str) -> Connect<'a> {
+        Connect {
+            version: self.version,
+            bridge: false,
+            clean_start,
+            keep_alive_secs: self.keep_alive_secs,
+            client_id,
+            will: self.will.as_ref().map(Will::to_wire),
+            username: self.username.as_deref(),
+            password: self.password.as_deref(),
+            properties: if self.version.is_v5() {
+                self.to_properties()
+            } else {
+                Properties::default()
+            },
+        }
+    }
+
+    fn to_properties(&self) -> Properties<'_> {
+        let mut properties = Properties::default();
+        let values = properties.make_mut();
+        values.session_expiry_secs = self.session_expiry_secs;
+        values.receive_maximum = (self.receive_maximum < u16::MAX).then_some(self.receive_maximum);
+        values.maximum_packet_size =
+            (self.max_packet_size < MAX_PACKET_SIZE).then_some(self.max_packet_size);
+        values.topic_alias_maximum =
+            (self.topic_alias_maximum > 0).then_some(self.topic_alias_maximum);
+        values.request_problem_information = self.request_problem_information;
+        values.request_response_information = self.request_response_information;
+        if let Some((method, data)) = &self.authentication {
+            values.authentication_method = Some(method);
+            values.authentication_data = data.as_deref();
+        }
+        values.user_properties = borrowed_pairs(&self.user_properties);
+        properties
+    }
+}
+
+impl Will {
+    fn to_wire(&self) -> WireWill<'_> {
+        let Message { topic, payload, qos, retain, properties, .. } = &self.message;
+        let mut properties = properties.to_wire();
+        if self.delay_secs.is_some() {
+            properties.make_mut().will_delay_secs = self.delay_secs;
+        }
+        WireWill { topic, payload, qos: *qos, retain: *retain, properties }
+    }
+}
+
+/// Whether `topic` can be published to.
+pub(crate) fn check_topic(topic: &str) -> Result<(), Error> {
+    match TopicName::new(topic) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(Error::Topic { topic: topic.to_owned(), source }),
+    }
+}
+
+/// A password must not end up in a log.
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("endpoint", &self.endpoint)
+            .field("version", &self.version)
+            .field("client_id", &self.client_id)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How one topic filter is subscribed to.
+///
+/// ```
+/// use surgemq::client::Filter;
+/// use surgemq::mqtt::QoS;
+///
+/// let filter = Filter::new("plant/+/temperature", QoS::AtLeastOnce).no_local(true);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    pub(crate) filter: String,
+    pub(crate) qos: QoS,
+    pub(crate) no_local: bool,
+    pub(crate) retain_as_published: bool,
+    pub(crate) retain_handling: crate::mqtt::RetainHandling,
+}
+
+impl Filter {
+    /// Subscribes to `filter`, which may be shared (`$share/NAME/FILTER`), with at most `qos`.
+    pub fn new(filter: impl Into<String>, qos: QoS) -> Self {
+        Self {
+            filter: filter.into(),
+            qos,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: crate::mqtt::RetainHandling::default(),
+        }
+    }
+
+    /// Do not send this client's own messages back to it (5.0).
+    #[must_use]
+    pub const fn no_local(mut self, no_local: bool) -> Self {
+        self.no_local = no_local;
+        self
+    }
+
+    /// Keep the retain flag as it was published (5.0).
+    #[must_use]
+    pub const fn retain_as_published(mut self, keep: bool) -> Self {
+        self.retain_as_published = keep;
+        self
+    }
+
+    /// What to do with retained messages at subscribe time (5.0).
+    #[must_use]
+    pub const fn retain_handling(mut self, handling: crate::mqtt::RetainHandling) -> Self {
+        self.retain_handling = handling;
+        self
+    }
+}
+
+impl From<&str> for Filter {
+    /// QoS 0.
+    fn from(filter: &str) -> Self {
+        Self::new(filter, QoS::AtMostOnce)
+    }
+}

@@ -1,0 +1,536 @@
+//! Everything that one client knows, in one place behind one lock.
+//!
+//! The user's calls put work in and take messages out; the driver asks for bytes to write
+//! ([`State::fill`]) and hands in what it read ([`State::on_packet`]). Nothing here waits, reads
+//! a clock or touches a socket, so the lock is held for short times only and acknowledgements go
+//! on whatever the user does.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use tokio::sync::oneshot;
+
+use super::aliases::{Aliased, InboundAliases, OutboundAliases};
+use super::inbound::{Arrival, Inbound, Owed};
+use super::message::borrowed_pairs;
+use super::outbound::{Outbound, Received};
+use super::requests::{Request, SubscriptionSet};
+use super::routes::{Bounds, RouteId, Routes, Waiting};
+use super::{Acknowledgement, DisconnectOptions, Error, Message, Options, Overflow};
+use crate::mqtt::{
+    Ack, ConnAck, DecodeError, Disconnect, MAX_PACKET_SIZE, Packet, PacketId, Properties, Publish,
+    QoS, ReasonCode, Version,
+};
+
+/// How many bytes of answers may wait for the socket before reading stops: a broker that asks
+/// and never reads must not fill the memory.
+const CONTROL_LIMIT: usize = 1 << 20;
+
+/// How many SUBSCRIBEs and UNSUBSCRIBEs may be unanswered; twice as many when subscriptions are
+/// made again. Together with the bound of messages it leaves packet identifiers free.
+const MAX_REQUESTS: usize = 8192;
+
+/// A message that was accepted from the user, and who waits for it.
+#[derive(Debug)]
+pub(crate) struct Parcel {
+    pub(crate) message: Message,
+    /// What it takes of the memory bound.
+    pub(crate) weight: usize,
+    pub(crate) done: oneshot::Sender<Result<Acknowledgement, Error>>,
+}
+
+/// Whether there is a connection.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    Down,
+    Up,
+    Closed(Error),
+}
+
+/// What the broker announced in CONNACK.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BrokerLimits {
+    pub(crate) max_packet_size: u32,
+    pub(crate) maximum_qos: u8,
+    pub(crate) retain_available: bool,
+}
+
+impl Default for BrokerLimits {
+    fn default() -> Self {
+        Self { max_packet_size: MAX_PACKET_SIZE, maximum_qos: 2, retain_available: true }
+    }
+}
+
+/// Places that became free for waiting publishers.
+#[derive(Debug, Default)]
+pub(crate) struct Freed {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) phase: Phase,
+    version: Version,
+    /// Encoded packets that are not messages: acknowledgements, pings, subscriptions.
+    control: Vec<u8>,
+    outbound: Outbound<Parcel>,
+    /// Messages of QoS 0 that are not encoded yet.
+    zero: VecDeque<Parcel>,
+    /// Messages of QoS 0 in the bytes that the driver is writing, and where each of them ends.
+    writing: VecDeque<(usize, Parcel)>,
+    pub(crate) requests: HashMap<PacketId, Request>,
+    pub(crate) subscriptions: SubscriptionSet,
+    inbound: Inbound,
+    outbound_aliases: OutboundAliases,
+    inbound_aliases: InboundAliases,
+    pub(crate) routes: Routes,
+    overflow: Overflow,
+    pub(crate) limits: BrokerLimits,
+    pub(crate) freed: Freed,
+    pub(crate) closing: Option<DisconnectOptions>,
+    /// Whether the driver was told that there is work since it last looked.
+    pub(crate) kicked: bool,
+    /// The client identifier that the session is known by.
+    pub(crate) client_id: String,
+    pub(crate) dropped: u64,
+    /// Topic filters that could not be subscribed to again, for an event.
+    pub(crate) lost_filters: Vec<(Vec<String>, Error)>,
+    next_id: PacketId,
+    serial: u64,
+}
+
+impl State {
+    pub(crate) fn new(options: &Options, client_id: String) -> Self {
+        let bounds = Bounds { messages: options.inbound_messages, bytes: options.inbound_bytes };
+        let mut routes = Routes::new(bounds, options.receive_maximum);
+        if options.keep_unclaimed {
+            routes.read_unclaimed();
+        }
+        Self {
+            phase: Phase::Down,
+            version: options.version,
+            control: Vec::new(),
+            outbound: Outbound::new(),
+            zero: VecDeque::new(),
+            writing: VecDeque::new(),
+            requests: HashMap::new(),
+            subscriptions: SubscriptionSet::default(),
+            inbound: Inbound::default(),
+            outbound_aliases: OutboundAliases::default(),
+            inbound_aliases: InboundAliases::default(),
+            routes,
+            overflow: options.overflow,
+            limits: BrokerLimits::default(),
+            freed: Freed::default(),
+            closing: None,
+            kicked: false,
+            client_id,
+            dropped: 0,
+            lost_filters: Vec::new(),
+            next_id: PacketId::FIRST,
+            serial: 0,
+        }
+    }
+
+    // ----- the user's side
+
+    /// Takes a message in. Its places in the bounds were taken by the caller.
+    pub(crate) fn accept(&mut self, parcel: Parcel) {
+        if let Phase::Closed(error) = &self.phase {
+            let error = error.clone();
+            return self.finish(parcel, Err(error));
+        }
+        match parcel.message.qos {
+            QoS::AtMostOnce => self.zero.push_back(parcel),
+            qos => {
+                let id = self.free_id();
+                self.outbound.push(id, qos, parcel);
+            }
+        }
+    }
+
+    /// Whether every accepted message is acknowledged (QoS 0: written).
+    pub(crate) fn is_idle(&self) -> bool {
+        self.outbound.len() == 0 && self.zero.is_empty() && self.writing.is_empty()
+    }
+
+    /// The first free identifier. There is one: messages and requests are bounded to fewer.
+    pub(crate) fn free_id(&mut self) -> PacketId {
+        loop {
+            let id = self.next_id;
+            self.next_id = id.next();
+            if !self.outbound.contains(id) && !self.requests.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// Sends a request if there is a connection; if not, it is sent when there is one again.
+    pub(crate) fn request(&mut self, request: Request) -> Result<(), Error> {
+        if let Phase::Closed(error) = &self.phase {
+            return Err(error.clone());
+        }
+        if self.requests.len() >= MAX_REQUESTS {
+            return Err(Error::TooMany);
+        }
+        let id = self.free_id();
+        if matches!(self.phase, Phase::Up) {
+            let start = self.control.len();
+            request.encode(id, self.version, &mut self.control)?;
+            if self.control.len() - start > self.limits.max_packet_size as usize {
+                self.control.truncate(start);
+                return Err(Error::TooLarge("the broker"));
+            }
+        }
+        self.requests.insert(id, request);
+        Ok(())
+    }
+
+    /// The user took a message: pays what is owed for it. `refusal` is an error code.
+    pub(crate) fn pay(&mut self, owed: Owed, reason: ReasonCode, text: Option<&str>) {
+        if !self.inbound.on_taken(owed, reason.is_error()) || !matches!(self.phase, Phase::Up) {
+            return;
+        }
+        let mut ack = Ack::new(owed.packet_id, reason);
+        if let Some(text) = text {
+            ack.properties = Properties::with_reason_string(text);
+        }
+        self.put(&match owed.qos {
+            QoS::ExactlyOnce => Packet::PubRec(ack),
+            QoS::AtMostOnce | QoS::AtLeastOnce => Packet::PubAck(ack),
+        });
+    }
+
+    // ----- the driver's side: writing
+
+    /// Appends bytes for the socket to `out` until it holds `limit` or more, or there are none.
+    pub(crate) fn fill(&mut self, out: &mut Vec<u8>, limit: usize) {
+        out.append(&mut self.control);
+        while out.len() < limit {
+            let Some(due) = self.outbound.next() else { break };
+            let (id, dup) = (due.packet_id, due.dup);
+            let (message, context) = (&due.item.message, &mut self.outbound_aliases);
+            let encoded =
+                encode_message(message, Some((id, dup)), context, self.version, &self.limits, out);
+            if let Err(error) = encoded
+                && let Some(parcel) = self.outbound.abandon(id)
+            {
+                self.finish(parcel, Err(error));
+            }
+        }
+        while out.len() < limit {
+            let Some(parcel) = self.zero.pop_front() else { break };
+            let context = &mut self.outbound_aliases;
+            match encode_message(&parcel.message, None, context, self.version, &self.limits, out) {
+                Ok(()) => self.writing.push_back((out.len(), parcel)),
+                Err(error) => self.finish(parcel, Err(error)),
+            }
+        }
+    }
+
+    /// The first `written` bytes of the last fill are with the socket.
+    pub(crate) fn on_written(&mut self, written: usize) {
+        while self.writing.front().is_some_and(|(end, _)| *end <= written) {
+            if let Some((_, parcel)) = self.writing.pop_front() {
+                self.finish(parcel, Ok(Acknowledgement::default()));
+            }
+        }
+    }
+
+    /// Queues a packet that is not a message.
+    pub(crate) fn put(&mut self, packet: &Packet<'_>) {
+        // A packet without variable fields of the user's cannot be too long to encode.
+        let _ = packet.encode(self.version, &mut self.control);
+    }
+
+    /// Whether anything that was accepted waits to be written.
+    pub(crate) fn has_output(&self) -> bool {
+        !self.control.is_empty() || !self.zero.is_empty() || self.outbound.has_next()
+    }
+
+    /// Whether reading has to stop until the user has taken messages, or the socket answers.
+    pub(crate) fn is_paused(&self) -> bool {
+        if self.control.len() > CONTROL_LIMIT {
+            return true;
+        }
+        self.overflow == Overflow::Pause && !self.awaits_broker() && self.routes.any_full()
+    }
+
+    /// Whether something can only go on when the broker's answer is read.
+    fn awaits_broker(&self) -> bool {
+        self.outbound.len() > 0 || !self.requests.is_empty()
+    }
+
+    // ----- the driver's side: connections
+
+    /// The broker accepted a connection. `fresh` says that its CONNECT asked for a clean start.
+    pub(crate) fn on_connected(&mut self, connack: &ConnAck<'_>, fresh: bool, options: &Options) {
+        let announced = &connack.properties;
+        if let Some(id) = announced.assigned_client_identifier {
+            id.clone_into(&mut self.client_id);
+        }
+        self.limits = BrokerLimits {
+            max_packet_size: announced.maximum_packet_size.unwrap_or(MAX_PACKET_SIZE),
+            maximum_qos: announced.maximum_qos.unwrap_or(2),
+            retain_available: announced.retain_available.unwrap_or(true),
+        };
+        let aliases = announced.topic_alias_maximum.unwrap_or(0).min(options.outbound_aliases);
+        self.outbound_aliases.reset(aliases);
+        self.inbound_aliases.reset(options.topic_alias_maximum);
+        // 3.1 does not say whether it kept the session: if it was asked to, assume it.
+        let kept = connack.session_present || self.version == Version::V31 && !fresh;
+        let receive_maximum = announced.receive_maximum.unwrap_or(u16::MAX);
+        self.phase = Phase::Up;
+        self.control.clear();
+        self.inbound.on_connected(kept);
+        if kept {
+            for id in self.outbound.resume(receive_maximum) {
+                self.put(&Packet::PubRel(Ack::new(id, ReasonCode::Success)));
+            }
+        } else {
+            for parcel in self.outbound.restart(receive_maximum) {
+                self.finish(parcel, Err(Error::SessionLost));
+            }
+        }
+        self.send_requests(connack.session_present);
+    }
+
+    /// Repeats what was not answered, and subscribes again if the broker forgot.
+    fn send_requests(&mut self, session_present: bool) {
+        if !session_present {
+            for again in self.subscriptions.to_renew() {
+                if self.requests.len() >= 2 * MAX_REQUESTS {
+                    self.lost_filters.push((again.into_filters(), Error::TooMany));
+                    continue;
+                }
+                let id = self.free_id();
+                self.requests.insert(id, again);
+            }
+        }
+        let mut ids: Vec<_> = self.requests.iter().map(|(id, r)| (r.position(), *id)).collect();
+        ids.sort_unstable();
+        for (_, id) in ids {
+            let encoded = self.requests[&id].encode(id, self.version, &mut self.control);
+            if let Err(error) = encoded
+                && let Some(request) = self.requests.remove(&id)
+            {
+                request.fail(&error.into());
+            }
+        }
+    }
+
+    /// The connection is gone; `written` bytes of the last fill had left.
+    pub(crate) fn on_link_lost(&mut self, written: usize) {
+        self.on_written(written);
+        self.phase = Phase::Down;
+        self.control.clear();
+        self.outbound.on_link_lost();
+        // Of these no byte, or not the last one, has left: the broker cannot have them.
+        while let Some((_, parcel)) = self.writing.pop_back() {
+            self.zero.push_front(parcel);
+        }
+    }
+
+    /// Nothing will happen any more: everybody who waits is told why.
+    pub(crate) fn close(&mut self, error: &Error) {
+        self.phase = Phase::Closed(error.clone());
+        self.outbound.on_link_lost();
+        let mut parcels = self.outbound.drain();
+        parcels.extend(self.writing.drain(..).map(|(_, parcel)| parcel));
+        parcels.extend(self.zero.drain(..));
+        for parcel in parcels {
+            self.finish(parcel, Err(error.clone()));
+        }
+        for (_, request) in self.requests.drain() {
+            request.fail(error);
+        }
+    }
+
+    /// The DISCONNECT that the user wanted.
+    pub(crate) fn put_disconnect(&mut self, options: &DisconnectOptions) {
+        let mut properties = Properties::default();
+        let values = properties.make_mut();
+        values.session_expiry_secs = options.session_expiry_secs;
+        values.reason_string = options.reason_string.as_deref();
+        values.user_properties = borrowed_pairs(&options.user_properties);
+        let packet = Packet::Disconnect(Disconnect { reason: options.reason, properties });
+        let _ = packet.encode(self.version, &mut self.control);
+    }
+
+    // ----- the driver's side: reading
+
+    /// Does what `packet` asks for. An error ends the connection.
+    pub(crate) fn on_packet(&mut self, packet: Packet<'_>) -> Result<(), Error> {
+        match packet {
+            Packet::Publish(publish) => self.on_publish(&publish)?,
+            Packet::PubAck(ack) => {
+                if let Some(parcel) = self.outbound.on_puback(ack.packet_id) {
+                    self.finish(parcel, Acknowledgement::from_ack(&ack));
+                }
+            }
+            Packet::PubRec(ack) => self.on_pubrec(&ack),
+            Packet::PubRel(ack) => {
+                let known = self.inbound.on_pubrel(ack.packet_id);
+                let reason =
+                    if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
+                self.put(&Packet::PubComp(Ack::new(ack.packet_id, reason)));
+            }
+            Packet::PubComp(ack) => {
+                if let Some(parcel) = self.outbound.on_pubcomp(ack.packet_id) {
+                    self.finish(parcel, Acknowledgement::from_ack(&ack));
+                }
+            }
+            Packet::SubAck(ack) => {
+                if let Some(request) = self.requests.remove(&ack.packet_id) {
+                    request.on_suback(&ack, self)?;
+                }
+            }
+            Packet::UnsubAck(ack) => {
+                if let Some(request) = self.requests.remove(&ack.packet_id) {
+                    request.on_unsuback(&ack, self)?;
+                }
+            }
+            Packet::PingResp => {}
+            Packet::Disconnect(disconnect) => {
+                let Disconnect { reason, properties } = disconnect;
+                let text = properties.reason_string.or(properties.server_reference);
+                return Err(Error::Disconnected { reason, text: text.map(str::to_owned) });
+            }
+            Packet::ConnAck(_) => return Err(violation("a second CONNACK")),
+            Packet::Auth(_) => return Err(violation("AUTH without an authentication method")),
+            Packet::Connect(_)
+            | Packet::Subscribe(_)
+            | Packet::Unsubscribe(_)
+            | Packet::PingReq => {
+                return Err(violation("a packet that only clients send"));
+            }
+        }
+        Ok(())
+    }
+
+    fn on_pubrec(&mut self, ack: &Ack<'_>) {
+        let id = ack.packet_id;
+        match self.outbound.on_pubrec(id, ack.reason.is_error()) {
+            Received::Release => self.put(&Packet::PubRel(Ack::new(id, ReasonCode::Success))),
+            Received::Refused(parcel) => self.finish(parcel, Acknowledgement::from_ack(ack)),
+            Received::Unknown if ack.reason.is_error() => {}
+            Received::Unknown => {
+                self.put(&Packet::PubRel(Ack::new(id, ReasonCode::PacketIdentifierNotFound)));
+            }
+        }
+    }
+
+    fn on_publish(&mut self, publish: &Publish<'_>) -> Result<(), Error> {
+        let topic = self.inbound_aliases.resolve(publish)?;
+        let owed = match publish.packet_id {
+            None => None,
+            Some(id) => {
+                self.serial += 1;
+                match self.inbound.on_publish(id, publish.qos, publish.dup, self.serial) {
+                    Arrival::Deliver(owed) => Some(owed),
+                    Arrival::Duplicate => return Ok(()),
+                    Arrival::AcknowledgeAgain => {
+                        self.put(&Packet::PubRec(Ack::new(id, ReasonCode::Success)));
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        self.deliver(Message::from_publish(publish, topic), owed);
+        Ok(())
+    }
+
+    fn deliver(&mut self, message: Message, owed: Option<Owed>) {
+        let targets = self.routes.targets(&message);
+        if let Some(owed) = owed {
+            self.inbound.share(owed, targets.len());
+        }
+        let may_drop = self.overflow == Overflow::Drop || self.awaits_broker();
+        let (last, others) = targets.split_last().expect("a message has a target");
+        for target in others {
+            self.deliver_to(*target, Waiting { message: message.clone(), owed }, may_drop);
+        }
+        self.deliver_to(*last, Waiting { message, owed }, may_drop);
+    }
+
+    fn deliver_to(&mut self, target: RouteId, waiting: Waiting, may_drop: bool) {
+        if waiting.owed.is_none() && may_drop && self.routes.is_full(target) {
+            self.dropped += 1;
+            return;
+        }
+        if let Some(too_much) = self.routes.push(target, waiting) {
+            self.dropped += 1;
+            if let Some(owed) = too_much.owed {
+                self.pay(owed, ReasonCode::Success, None);
+            }
+        }
+    }
+
+    fn finish(&mut self, parcel: Parcel, result: Result<Acknowledgement, Error>) {
+        self.freed.messages += 1;
+        self.freed.bytes += parcel.weight;
+        // Nobody waits for it: then nobody has to be told.
+        let _ = parcel.done.send(result);
+    }
+}
+
+fn violation(what: &'static str) -> Error {
+    Error::Protocol(DecodeError { reason: ReasonCode::ProtocolError, what })
+}
+
+/// Appends a PUBLISH to `out`, which stays as it was on an error.
+fn encode_message(
+    message: &Message,
+    exchange: Option<(PacketId, bool)>,
+    aliases: &mut OutboundAliases,
+    version: Version,
+    limits: &BrokerLimits,
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
+    if message.qos as u8 > limits.maximum_qos {
+        return Err(Error::Unsupported("this quality of service")); // [MQTT-3.2.2-11]
+    }
+    if message.retain && !limits.retain_available {
+        return Err(Error::Unsupported("retained messages")); // [MQTT-3.2.2-14]
+    }
+    let aliased = if version.is_v5() { aliases.assign(&message.topic) } else { Aliased::Full };
+    let mut properties =
+        if version.is_v5() { message.properties.to_wire() } else { Properties::default() };
+    let topic = match aliased {
+        Aliased::Full => &*message.topic,
+        Aliased::Define(alias) => {
+            properties.make_mut().topic_alias = Some(alias);
+            &*message.topic
+        }
+        Aliased::Use(alias) => {
+            properties.make_mut().topic_alias = Some(alias);
+            ""
+        }
+    };
+    let packet = Packet::Publish(Publish {
+        dup: exchange.is_some_and(|(_, dup)| dup),
+        qos: message.qos,
+        retain: message.retain,
+        topic,
+        packet_id: exchange.map(|(id, _)| id),
+        properties,
+        payload: &message.payload,
+    });
+    let start = out.len();
+    let result = match packet.encode(version, out) {
+        Err(error) => Err(error.into()),
+        // [MQTT-3.1.2-24]
+        Ok(()) if out.len() - start > limits.max_packet_size as usize => {
+            Err(Error::TooLarge("the broker"))
+        }
+        Ok(()) => Ok(()),
+    };
+    if result.is_err() {
+        out.truncate(start);
+        if matches!(aliased, Aliased::Define(_)) {
+            aliases.undo(&message.topic);
+        }
+    }
+    result
+}

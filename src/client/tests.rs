@@ -1,0 +1,485 @@
+//! The client against a scripted broker: what it puts on the wire, and what its user sees.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use super::*;
+use crate::mqtt::{
+    Ack, ConnAck, Disconnect, Frame, MAX_PACKET_SIZE, Packet, PacketId, Properties, PropertyValues,
+    Publish, QoS, ReasonCode, Role, SubAck, Version,
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct Broker {
+    listener: TcpListener,
+}
+
+struct Peer {
+    stream: TcpStream,
+    input: Vec<u8>,
+}
+
+impl Broker {
+    async fn start() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+    }
+
+    fn options(&self) -> Options {
+        let port = self.listener.local_addr().unwrap().port();
+        let first = Duration::from_millis(1);
+        Options::new("127.0.0.1", port).client_id("c").reconnect(Reconnect {
+            first,
+            longest: first,
+            attempts: Some(3),
+        })
+    }
+
+    /// Accepts a connection; gives CONNECT's clean start too.
+    async fn accept(
+        &self,
+        session_present: bool,
+        set: fn(&mut PropertyValues<'_>),
+    ) -> (Peer, bool) {
+        let (stream, _) = timeout(SOON, self.listener.accept()).await.unwrap().unwrap();
+        let mut peer = Peer { stream, input: Vec::new() };
+        let clean = peer
+            .expect(|packet| match packet {
+                Packet::Connect(connect) => connect.clean_start,
+                other => panic!("not CONNECT: {other:?}"),
+            })
+            .await;
+        let mut properties = Properties::default();
+        set(properties.make_mut());
+        let reason = ReasonCode::Success;
+        peer.send(&Packet::ConnAck(ConnAck { session_present, reason, properties })).await;
+        (peer, clean)
+    }
+
+    async fn client(&self, options: Options) -> (Client, Peer) {
+        let (client, (peer, _)) = tokio::join!(options.connect(), self.accept(false, |_| {}));
+        (client.unwrap(), peer)
+    }
+}
+
+impl Peer {
+    async fn send(&mut self, packet: &Packet<'_>) {
+        let mut bytes = Vec::new();
+        packet.encode(Version::V5, &mut bytes).unwrap();
+        self.stream.write_all(&bytes).await.unwrap();
+    }
+
+    async fn expect<R>(&mut self, read: impl FnOnce(Packet<'_>) -> R) -> R {
+        loop {
+            if let Some(frame) = Frame::parse(&self.input, MAX_PACKET_SIZE).unwrap() {
+                let result = read(frame.decode(Version::V5, Role::Client).unwrap());
+                let used = frame.len;
+                self.input.drain(..used);
+                return result;
+            }
+            let mut chunk = [0; 4096];
+            let count =
+                timeout(SOON, self.stream.read(&mut chunk)).await.expect("in time").unwrap();
+            assert!(count > 0, "the client closed the connection");
+            self.input.extend_from_slice(&chunk[..count]);
+        }
+    }
+
+    /// The next packet must be a PUBLISH: payload, identifier, DUP.
+    async fn expect_publish(&mut self) -> (String, Option<PacketId>, bool) {
+        self.expect(|packet| match packet {
+            Packet::Publish(p) => {
+                (String::from_utf8(p.payload.to_vec()).unwrap(), p.packet_id, p.dup)
+            }
+            other => panic!("not PUBLISH: {other:?}"),
+        })
+        .await
+    }
+
+    async fn expect_ack(&mut self, wanted: fn(Ack<'static>) -> Packet<'static>, id: u16) {
+        let expected = wanted(Ack::new(PacketId::new(id).unwrap(), ReasonCode::Success));
+        self.expect(|packet| assert_eq!(packet, expected)).await;
+    }
+
+    async fn grant(&mut self) -> Vec<String> {
+        let (packet_id, filters) = self
+            .expect(|packet| match packet {
+                Packet::Subscribe(s) => (
+                    s.packet_id,
+                    s.requests.iter().map(|r| r.filter.to_owned()).collect::<Vec<_>>(),
+                ),
+                other => panic!("not SUBSCRIBE: {other:?}"),
+            })
+            .await;
+        let reasons = vec![ReasonCode::GrantedQoS2; filters.len()];
+        self.send(&Packet::SubAck(SubAck {
+            packet_id,
+            properties: Properties::default(),
+            reasons,
+        }))
+        .await;
+        filters
+    }
+
+    async fn publish(&mut self, topic: &str, qos: QoS, id: u16, dup: bool, payload: &str) {
+        self.send(&Packet::Publish(Publish {
+            dup,
+            qos,
+            retain: false,
+            topic,
+            packet_id: PacketId::new(id),
+            properties: Properties::default(),
+            payload: payload.as_bytes(),
+        }))
+        .await;
+    }
+}
+
+fn message(payload: &str, qos: QoS) -> Message {
+    Message::new("t", payload.to_owned()).qos(qos)
+}
+
+fn success(id: PacketId) -> Ack<'static> {
+    Ack::new(id, ReasonCode::Success)
+}
+
+#[tokio::test]
+async fn publish_completes_with_the_acknowledgement() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    client.publish(message("0", QoS::AtMostOnce)).await.unwrap();
+    assert_eq!(peer.expect_publish().await, ("0".into(), None, false));
+
+    let mut one = client.enqueue(message("1", QoS::AtLeastOnce)).await.unwrap();
+    let (_, id, _) = peer.expect_publish().await;
+    assert!(one.try_result().is_none());
+    let mut ack = success(id.unwrap());
+    ack.reason = ReasonCode::NoMatchingSubscribers;
+    peer.send(&Packet::PubAck(ack)).await;
+    assert_eq!(one.await.unwrap().reason, ReasonCode::NoMatchingSubscribers);
+
+    let two = client.enqueue(message("2", QoS::ExactlyOnce)).await.unwrap();
+    let id = peer.expect_publish().await.1.unwrap();
+    peer.send(&Packet::PubRec(success(id))).await;
+    peer.expect_ack(Packet::PubRel, id.get()).await;
+    peer.send(&Packet::PubComp(success(id))).await;
+    two.await.unwrap();
+
+    let refused = client.enqueue(message("3", QoS::AtLeastOnce)).await.unwrap();
+    let id = peer.expect_publish().await.1.unwrap();
+    peer.send(&Packet::PubAck(Ack::new(id, ReasonCode::NotAuthorized))).await;
+    let error = refused.await.unwrap_err();
+    assert!(matches!(error, Error::Rejected { reason: ReasonCode::NotAuthorized, .. }), "{error}");
+    client.flush().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kept_session_resends_with_dup_in_order() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options().session_expiry_secs(60)).await;
+    let mut events = client.events();
+    let mut deliveries = Vec::new();
+    let mut ids = Vec::new();
+    for (payload, qos) in
+        [("a", QoS::AtLeastOnce), ("b", QoS::ExactlyOnce), ("c", QoS::AtLeastOnce)]
+    {
+        deliveries.push(client.enqueue(message(payload, qos)).await.unwrap());
+        ids.push(peer.expect_publish().await.1.unwrap());
+    }
+    peer.send(&Packet::PubRec(success(ids[1]))).await;
+    peer.expect_ack(Packet::PubRel, ids[1].get()).await;
+    drop(peer);
+
+    let (mut peer, clean) = broker.accept(true, |_| {}).await;
+    assert!(!clean, "the session is wanted back");
+    peer.expect_ack(Packet::PubRel, ids[1].get()).await;
+    assert_eq!(peer.expect_publish().await, ("a".into(), Some(ids[0]), true));
+    assert_eq!(peer.expect_publish().await, ("c".into(), Some(ids[2]), true));
+    peer.send(&Packet::PubComp(success(ids[1]))).await;
+    peer.send(&Packet::PubAck(success(ids[0]))).await;
+    peer.send(&Packet::PubAck(success(ids[2]))).await;
+    for delivery in deliveries {
+        timeout(SOON, delivery).await.unwrap().unwrap();
+    }
+    let mut names = Vec::new();
+    while names.len() < 3 {
+        let event = timeout(SOON, events.next()).await.unwrap().unwrap();
+        // The first connection's event may or may not be seen.
+        if !names.is_empty() || matches!(event, Event::Lost { .. }) {
+            names.push(format!("{event:?}"));
+        }
+    }
+    let starts = ["Lost", "Reconnecting", "Connected"];
+    assert!(names.iter().zip(starts).all(|(name, start)| name.starts_with(start)), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_lost_session_subscribes_again_and_sends_as_new() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    let (subscription, _) = tokio::join!(client.subscribe("a/#"), peer.grant());
+    let mut subscription = subscription.unwrap();
+    let unacknowledged = client.enqueue(message("m", QoS::AtLeastOnce)).await.unwrap();
+    peer.expect_publish().await;
+    let half = client.enqueue(message("h", QoS::ExactlyOnce)).await.unwrap();
+    let id = peer.expect_publish().await.1.unwrap();
+    peer.send(&Packet::PubRec(success(id))).await;
+    peer.expect_ack(Packet::PubRel, id.get()).await;
+    drop(peer);
+
+    let (mut peer, _) = broker.accept(false, |_| {}).await;
+    assert_eq!(peer.grant().await, ["a/#"]);
+    let (payload, id, dup) = peer.expect_publish().await;
+    assert_eq!((payload.as_str(), dup), ("m", false));
+    peer.send(&Packet::PubAck(success(id.unwrap()))).await;
+    unacknowledged.await.unwrap();
+    assert!(matches!(half.await, Err(Error::SessionLost)));
+    peer.publish("a/b", QoS::AtMostOnce, 0, false, "again").await;
+    assert_eq!(&subscription.recv().await.unwrap().payload[..], b"again");
+}
+
+#[tokio::test]
+async fn receive_maximum_and_window_hold_publishers_back() {
+    let broker = Broker::start().await;
+    let (client, accepted) = tokio::join!(
+        broker.options().max_inflight(3).connect(),
+        broker.accept(false, |values| values.receive_maximum = Some(2))
+    );
+    let (client, mut peer) = (client.unwrap(), accepted.0);
+    for n in 0..3 {
+        client.enqueue(message(&n.to_string(), QoS::AtLeastOnce)).await.unwrap();
+    }
+    let fourth = client.try_enqueue(message("3", QoS::AtLeastOnce)).unwrap();
+    assert!(fourth.is_err(), "the window of three is full");
+    let waiting = client.enqueue(message("3", QoS::AtLeastOnce));
+    tokio::pin!(waiting);
+    let first = peer.expect_publish().await.1.unwrap();
+    peer.expect_publish().await;
+    // The third is held back by the broker's receive maximum: a request overtakes it.
+    let subscribe = client.subscribe("x");
+    let (subscription, filters) = tokio::join!(subscribe, peer.grant());
+    assert_eq!((filters, subscription.is_ok()), (vec!["x".to_owned()], true));
+    peer.send(&Packet::PubAck(success(first))).await;
+    assert_eq!(peer.expect_publish().await.0, "2");
+    timeout(SOON, waiting).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn qos_1_and_2_are_acknowledged_when_taken() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    let (subscription, _) = tokio::join!(client.subscribe("t"), peer.grant());
+    let mut subscription = subscription.unwrap();
+    peer.publish("t", QoS::AtLeastOnce, 7, false, "one").await;
+    peer.publish("t", QoS::ExactlyOnce, 8, false, "two").await;
+    peer.publish("t", QoS::AtLeastOnce, 9, false, "three").await;
+    assert_eq!(&subscription.recv().await.unwrap().payload[..], b"one");
+    peer.expect_ack(Packet::PubAck, 7).await;
+    assert_eq!(&subscription.recv().await.unwrap().payload[..], b"two");
+    peer.expect_ack(Packet::PubRec, 8).await;
+    peer.publish("t", QoS::ExactlyOnce, 8, true, "two").await;
+    peer.expect_ack(Packet::PubRec, 8).await;
+    peer.send(&Packet::PubRel(success(PacketId::new(8).unwrap()))).await;
+    peer.expect_ack(Packet::PubComp, 8).await;
+    let (three, owed) = subscription.recv_owed().await.unwrap();
+    assert_eq!(&three.payload[..], b"three");
+    assert!(subscription.try_recv().is_none(), "the second one came once");
+    owed.acknowledge();
+    peer.expect_ack(Packet::PubAck, 9).await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_does_not_stop_acknowledgements() {
+    let broker = Broker::start().await;
+    let options = broker.options().inbound_queue(4, 1 << 20);
+    let (client, mut peer) = broker.client(options).await;
+    let (subscription, _) = tokio::join!(client.subscribe("t"), peer.grant());
+    let mut subscription = subscription.unwrap();
+    let delivery = client.enqueue(message("m", QoS::AtLeastOnce)).await.unwrap();
+    let id = peer.expect_publish().await.1.unwrap();
+    for n in 0..100 {
+        peer.publish("t", QoS::AtMostOnce, 0, false, &n.to_string()).await;
+    }
+    peer.send(&Packet::PubAck(success(id))).await;
+    // Nobody takes the hundred messages, and yet the acknowledgement arrives.
+    timeout(SOON, delivery).await.unwrap().unwrap();
+    assert_eq!(client.dropped(), 96);
+    for n in 0..4 {
+        assert_eq!(&subscription.recv().await.unwrap().payload[..], n.to_string().as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_paused_reader_loses_nothing() {
+    let broker = Broker::start().await;
+    let options = broker.options().inbound_queue(4, 1 << 20);
+    let (client, mut peer) = broker.client(options).await;
+    let (subscription, _) = tokio::join!(client.subscribe("t"), peer.grant());
+    let mut subscription = subscription.unwrap();
+    let sender = tokio::spawn(async move {
+        let body = "x".repeat(10_000);
+        for n in 0..1000 {
+            peer.publish("t", QoS::AtMostOnce, 0, false, &format!("{n} {body}")).await;
+        }
+        peer
+    });
+    for n in 0..1000 {
+        let message = timeout(SOON, subscription.recv()).await.unwrap().unwrap();
+        assert!(message.payload.starts_with(format!("{n} ").as_bytes()));
+    }
+    assert_eq!(client.dropped(), 0);
+    drop(sender.await.unwrap());
+}
+
+#[tokio::test]
+async fn messages_before_the_subscription_are_held_for_it() {
+    let broker = Broker::start().await;
+    let options = broker.options().clean_start(false).session_expiry_secs(60);
+    let (client, accepted) = tokio::join!(options.connect(), broker.accept(true, |_| {}));
+    let (client, mut peer) = (client.unwrap(), accepted.0);
+    peer.publish("t", QoS::AtLeastOnce, 1, false, "early").await;
+    let (subscription, _) = tokio::join!(client.subscribe("t"), peer.grant());
+    assert_eq!(&subscription.unwrap().recv().await.unwrap().payload[..], b"early");
+    peer.expect_ack(Packet::PubAck, 1).await;
+}
+
+#[tokio::test]
+async fn disconnect_writes_everything_and_says_goodbye() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    let deliveries = [
+        client.enqueue(message("a", QoS::AtMostOnce)).await.unwrap(),
+        client.enqueue(message("b", QoS::AtLeastOnce)).await.unwrap(),
+    ];
+    let options =
+        DisconnectOptions { reason: ReasonCode::DisconnectWithWill, ..Default::default() };
+    let goodbye = async {
+        client.disconnect_with(options).await;
+    };
+    let reading = async {
+        let mut payloads = [peer.expect_publish().await.0, peer.expect_publish().await.0];
+        payloads.sort();
+        assert_eq!(payloads, ["a", "b"]);
+        peer.expect(|packet| {
+            let Packet::Disconnect(Disconnect { reason, .. }) = packet else {
+                panic!("not DISCONNECT: {packet:?}")
+            };
+            assert_eq!(reason, ReasonCode::DisconnectWithWill);
+        })
+        .await;
+        drop(peer);
+    };
+    timeout(SOON, async { tokio::join!(goodbye, reading) }).await.unwrap();
+    let [a, b] = deliveries;
+    a.await.unwrap();
+    assert!(matches!(b.await, Err(Error::Closed)));
+    let error = client.publish(message("late", QoS::AtMostOnce)).await.unwrap_err();
+    assert!(matches!(error, Error::Closed), "{error}");
+}
+
+#[tokio::test]
+async fn dropping_every_handle_disconnects() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    drop(client.clone());
+    drop(client);
+    peer.expect(|packet| assert!(matches!(packet, Packet::Disconnect(_)))).await;
+}
+
+#[tokio::test]
+async fn gives_up_after_the_attempts_and_tells_everybody() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    let (subscription, _) = tokio::join!(client.subscribe("t"), peer.grant());
+    let delivery = client.enqueue(message("m", QoS::AtLeastOnce)).await.unwrap();
+    peer.expect_publish().await;
+    drop((peer, broker));
+    let error = timeout(SOON, delivery).await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+    assert!(subscription.unwrap().recv().await.is_none());
+    assert!(matches!(client.closed().await, Error::Connect { .. }));
+    assert!(client.flush().await.is_err());
+}
+
+#[tokio::test]
+async fn a_take_over_is_not_fought() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    let reason = ReasonCode::SessionTakenOver;
+    peer.send(&Packet::Disconnect(Disconnect { reason, properties: Properties::default() })).await;
+    let error = timeout(SOON, client.closed()).await.unwrap();
+    assert!(matches!(error, Error::Disconnected { reason: ReasonCode::SessionTakenOver, .. }));
+}
+
+#[tokio::test]
+async fn a_silent_broker_is_given_up() {
+    let broker = Broker::start().await;
+    let options = broker
+        .options()
+        .keep_alive_secs(1)
+        .ping_timeout(Duration::from_millis(50))
+        .reconnect(Reconnect::never());
+    let (client, mut peer) = broker.client(options).await;
+    peer.expect(|packet| assert_eq!(packet, Packet::PingReq)).await;
+    let error = timeout(SOON, client.closed()).await.unwrap();
+    assert!(matches!(error, Error::Timeout(_)), "{error}");
+}
+
+#[tokio::test]
+async fn refusals_and_silence_at_the_start_are_errors() {
+    let broker = Broker::start().await;
+    let refuse = async {
+        let (stream, _) = broker.listener.accept().await.unwrap();
+        let mut peer = Peer { stream, input: Vec::new() };
+        peer.expect(|_| ()).await;
+        let properties = Properties::with_reason_string("go away");
+        let reason = ReasonCode::NotAuthorized;
+        peer.send(&Packet::ConnAck(ConnAck { session_present: false, reason, properties })).await;
+    };
+    let (result, ()) = tokio::join!(broker.options().connect(), refuse);
+    let error = result.unwrap_err().to_string();
+    assert_eq!(error, "the broker refused the connection: not authorized (go away)");
+
+    let options = broker.options().connect_timeout(Duration::from_millis(50));
+    assert!(matches!(options.connect().await.unwrap_err(), Error::Timeout(_)));
+}
+
+#[tokio::test]
+async fn aliases_are_used_and_forgotten_with_the_connection() {
+    let broker = Broker::start().await;
+    let set = |values: &mut PropertyValues<'_>| values.topic_alias_maximum = Some(9);
+    let (client, accepted) =
+        tokio::join!(broker.options().publish_with_aliases(4).connect(), broker.accept(false, set));
+    let (client, mut peer) = (client.unwrap(), accepted.0);
+    let topic_and_alias = |packet: Packet<'_>| match packet {
+        Packet::Publish(p) => (p.topic.to_owned(), p.properties.topic_alias),
+        other => panic!("not PUBLISH: {other:?}"),
+    };
+    for expected in [("t", Some(1)), ("", Some(1))] {
+        client.publish(message("m", QoS::AtMostOnce)).await.unwrap();
+        assert_eq!(peer.expect(topic_and_alias).await, (expected.0.to_owned(), expected.1));
+    }
+    drop(peer);
+    let (mut peer, _) = broker.accept(false, set).await;
+    client.publish(message("m", QoS::AtMostOnce)).await.unwrap();
+    assert_eq!(peer.expect(topic_and_alias).await, ("t".to_owned(), Some(1)));
+}
+
+#[tokio::test]
+async fn too_large_for_the_broker_fails_that_message_only() {
+    let broker = Broker::start().await;
+    let (client, accepted) = tokio::join!(
+        broker.options().connect(),
+        broker.accept(false, |values| values.maximum_packet_size = Some(50))
+    );
+    let (client, mut peer) = (client.unwrap(), accepted.0);
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+        let error = client.publish(message(&"x".repeat(50), qos)).await.unwrap_err();
+        assert!(matches!(error, Error::TooLarge(_)), "{error}");
+    }
+    client.publish(message("small", QoS::AtMostOnce)).await.unwrap();
+    assert_eq!(peer.expect_publish().await.0, "small");
+}

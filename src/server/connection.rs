@@ -1,0 +1,245 @@
+//! One TCP connection: reads what is there, shows it to the [`Link`], empties the mailboxes that
+//! filled, and sleeps. It decides nothing.
+//!
+//! The read buffer and the [`Turn`] belong to the worker thread, so an idle connection owns
+//! neither; only the incomplete end of a packet stays with the connection. Nothing of the scratch
+//! lives across a wait.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::sync::mpsc;
+
+use super::Clock;
+use super::port::Port;
+use crate::broker::{Broker, Goodbye, Link, Outlet, Pulse, SharedOutlet, Turn};
+
+/// Bytes that one read takes at most.
+const READ_SIZE: usize = 256 * 1024;
+/// An incomplete packet longer than this is collected where it is instead of being moved to the
+/// scratch buffer before each read.
+const LARGE_PACKET: usize = 64 * 1024;
+/// Reads after which other connections of this worker get their turn.
+const READS_PER_TURN: usize = 16;
+/// How long a closed connection may take to fetch its last bytes.
+const LINGER: Duration = Duration::from_secs(2);
+
+struct Scratch {
+    buffer: Vec<u8>,
+    turn: Turn,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> =
+        RefCell::new(Scratch { buffer: vec![0; READ_SIZE], turn: Turn::default() });
+}
+
+/// A connection and what it has to remember between two turns.
+pub(super) struct Connection {
+    socket: OwnedReadHalf,
+    port: Arc<Port>,
+    link: Link,
+    broker: Arc<Broker>,
+    clock: Clock,
+    /// The beginning of a packet, or whole packets while reading is held back.
+    partial: Vec<u8>,
+    /// `partial` holds whole packets.
+    unfinished: bool,
+    paused: bool,
+    /// Dropped when the connection is over: the server waits for that when it stops.
+    _alive: mpsc::Sender<()>,
+}
+
+impl Connection {
+    pub(super) fn new(
+        stream: TcpStream,
+        broker: &Arc<Broker>,
+        clock: Clock,
+        alive: mpsc::Sender<()>,
+    ) -> Self {
+        let peer = stream.peer_addr().ok();
+        let (socket, write_half) = stream.into_split();
+        let pulse = Pulse::new(clock.now(), broker.config().connect_timeout_ms);
+        let port = Arc::new(Port::new(write_half, pulse));
+        let outlet: SharedOutlet = Arc::clone(&port) as SharedOutlet;
+        Self {
+            socket,
+            port,
+            link: broker.connection(outlet, peer),
+            broker: Arc::clone(broker),
+            clock,
+            partial: Vec::new(),
+            unfinished: false,
+            paused: false,
+            _alive: alive,
+        }
+    }
+
+    /// Serves the connection until it ends.
+    pub(super) async fn run(mut self) {
+        let goodbye = std::future::poll_fn(|context| self.poll(context)).await;
+        tracing::debug!(
+            client = self.client_id().as_deref().unwrap_or("-"),
+            why = %goodbye.why,
+            "connection closed"
+        );
+        if !self.port.is_broken() {
+            // Boxed, so that it costs the living nothing.
+            Box::pin(self.close(goodbye)).await;
+        }
+    }
+
+    fn client_id(&self) -> Option<String> {
+        self.link.session().map(|session| session.client_id().to_owned())
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Goodbye> {
+        self.port.belongs_to(context.waker());
+        SCRATCH.with(|scratch| {
+            let scratch = &mut *scratch.borrow_mut();
+            let polled = self.poll_with(context, scratch);
+            scratch.turn.finish(&self.broker);
+            polled
+        })
+    }
+
+    fn poll_with(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Goodbye> {
+        scratch.turn.begin(self.clock.now());
+        if let Some(goodbye) = self.link.on_order(&mut scratch.turn) {
+            return Poll::Ready(goodbye);
+        }
+        if self.port.is_broken() {
+            return Poll::Ready(self.link.on_lost(&mut scratch.turn));
+        }
+        self.poll_write(context, &mut scratch.turn);
+        if self.link.is_asking() {
+            if let Err(goodbye) = ready!(self.link.poll_answer(context, &mut scratch.turn)) {
+                return Poll::Ready(goodbye);
+            }
+            self.unfinished = true;
+        }
+        for _ in 0..READS_PER_TURN {
+            if self.link.is_held(&mut scratch.turn) {
+                self.pause(true);
+                return Poll::Pending;
+            }
+            self.pause(false);
+            if let Err(goodbye) = ready!(self.poll_read(context, scratch)) {
+                return Poll::Ready(goodbye);
+            }
+            scratch.turn.finish(&self.broker);
+            if self.link.is_asking() {
+                break;
+            }
+            scratch.turn.begin(self.clock.now());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn pause(&mut self, paused: bool) {
+        if self.paused != paused {
+            self.paused = paused;
+            self.port.pulse().set_paused(paused, self.clock.now());
+        }
+    }
+
+    /// Writes what the socket was too full for, if it has room again.
+    fn poll_write(&self, context: &mut Context<'_>, turn: &mut Turn) {
+        while self.port.wants_room() {
+            match self.port.socket.as_ref().poll_write_ready(context) {
+                Poll::Pending => return,
+                Poll::Ready(_) => {
+                    self.port.has_room();
+                    match self.link.session() {
+                        Some(session) => session.drain(&self.broker, self.clock.now()),
+                        None => return,
+                    }
+                    turn.finish(&self.broker);
+                }
+            }
+        }
+    }
+
+    /// One read, and all that follows from it.
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<Result<(), Goodbye>> {
+        let Scratch { buffer, turn } = scratch;
+        if std::mem::take(&mut self.unfinished) {
+            let bytes = std::mem::take(&mut self.partial);
+            return Poll::Ready(self.take(&bytes, turn));
+        }
+        let kept = self.partial.len();
+        let in_place = kept <= LARGE_PACKET;
+        let start = if in_place { kept } else { 0 };
+        let mut room = ReadBuf::new(&mut buffer[start..]);
+        let count = match ready!(Pin::new(&mut self.socket).poll_read(context, &mut room)) {
+            Ok(()) => room.filled().len(),
+            Err(_) => 0,
+        };
+        if count == 0 {
+            return Poll::Ready(Err(self.link.on_lost(turn)));
+        }
+        self.link.beat(self.clock.now());
+        turn.add_bytes_received(count);
+        if in_place {
+            buffer[..kept].copy_from_slice(&self.partial);
+            self.partial.clear();
+            Poll::Ready(self.take(&buffer[..start + count], turn))
+        } else {
+            self.partial.extend_from_slice(&buffer[..count]);
+            let bytes = std::mem::take(&mut self.partial);
+            Poll::Ready(self.take(&bytes, turn))
+        }
+    }
+
+    /// Shows bytes to the link until it can do no more with them; keeps the rest.
+    fn take(&mut self, mut bytes: &[u8], turn: &mut Turn) -> Result<(), Goodbye> {
+        loop {
+            let progress = self.link.on_bytes(bytes, turn)?;
+            bytes = &bytes[progress.consumed..];
+            if !progress.more {
+                break;
+            }
+            turn.finish(&self.broker);
+            turn.begin(self.clock.now());
+            if self.link.is_held(turn) {
+                self.unfinished = true;
+                break;
+            }
+        }
+        if bytes.is_empty() {
+            self.partial = Vec::new();
+        } else {
+            self.partial.clear();
+            self.partial.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// Gives the peer its last bytes and waits a while for it to hang up: closing at once with
+    /// bytes unread would make the kernel throw the last ones away.
+    async fn close(self, goodbye: Goodbye) {
+        let Self { mut socket, port, .. } = self;
+        let farewell = async {
+            let mut rest = &goodbye.bytes[..];
+            while !rest.is_empty() && port.socket.writable().await.is_ok() {
+                let written = port.write(rest);
+                rest = &rest[written..];
+            }
+            let _ = rustix::net::shutdown(port.socket.as_ref(), rustix::net::Shutdown::Write);
+            let mut discarded = [0; 1024];
+            while socket.read(&mut discarded).await.is_ok_and(|count| count > 0) {}
+        };
+        let _ = tokio::time::timeout(LINGER, farewell).await;
+    }
+}
