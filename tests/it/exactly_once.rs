@@ -62,7 +62,11 @@ fn publish_all(v: Version, topic: &str, qos: u8, mut fate: Fate) {
             peer.expect_accepted(if qos == 1 { puback(packet_id) } else { pubrec(packet_id) });
             break;
         }
-        while qos == 2 {
+        if qos == 1 {
+            continue;
+        }
+        // Until PUBCOMP has come.
+        loop {
             if fate.strikes() {
                 peer.vanish();
                 peer = resume(v, &id);
