@@ -6,15 +6,15 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod bench;
-mod descriptors;
-mod duration;
-mod logging;
 mod client_args;
 mod client_run;
 mod command_properties;
 mod default_file;
+mod descriptors;
+mod duration;
 mod format;
 mod json;
+mod logging;
 mod payload_source;
 mod publish;
 mod rr;
