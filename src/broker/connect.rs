@@ -270,7 +270,13 @@ fn refuse(
             encode(&answer(Properties::with_reason_string(what)), Version::V5, &mut turn.answers);
         }
         // Before 5.0 a malformed CONNECT is not answered at all `[MQTT-3.1.4-1]`.
-        Some(_) if matches!(reason, ReasonCode::MalformedPacket | ReasonCode::ProtocolError) => {}
+        Some(_)
+            if matches!(
+                reason,
+                ReasonCode::MalformedPacket
+                    | ReasonCode::ProtocolError
+                    | ReasonCode::TopicNameInvalid
+            ) => {}
         Some(version) => encode(&answer(Properties::default()), version, &mut turn.answers),
         None if reason == ReasonCode::UnsupportedProtocolVersion => {
             encode(&answer(Properties::default()), Version::V311, &mut turn.answers);

@@ -5,13 +5,14 @@ use std::collections::BinaryHeap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::connect::Admission;
+use super::link::disconnect_packet;
 use super::outlet::Order;
 use super::session::{Attachment, Session};
 use super::shared::redistribute;
 use super::turn::Turn;
 use super::will::Will;
 use super::{Broker, Millis};
-use crate::mqtt::{Disconnect, Packet, Properties, ReasonCode, Version};
+use crate::mqtt::ReasonCode;
 
 /// Sessions that have something to do at a time: their will, their end. An entry only says when
 /// to look; the session itself says what is due.
@@ -111,7 +112,7 @@ impl Broker {
     /// `[MQTT-3.1.4-3]`.
     fn displace(&self, state: &mut super::session::State) -> Option<Displaced> {
         let link = state.link.take()?;
-        let last = taken_over(link.version);
+        let last = taken_over(&link);
         let (outlet, goodbye, waiters) = link.into_goodbye(&last);
         // With a delay the will is taken back: the connection is there again [MQTT-3.1.3-9].
         let will = state.will.take().filter(|will| will.delay_secs == 0);
@@ -233,7 +234,7 @@ impl Broker {
             let pending = if state.link.is_none() { state.will.take() } else { None };
             let displaced = match state.link.take() {
                 Some(link) => {
-                    let last = taken_over(link.version);
+                    let last = taken_over(&link);
                     let (outlet, goodbye, waiters) = link.into_goodbye(&last);
                     // The session ends too, so a delay does not hold the will back.
                     Some(Displaced { outlet, goodbye, waiters, will: state.will.take() })
@@ -274,15 +275,12 @@ impl Broker {
     }
 }
 
-fn taken_over(version: Version) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if version.is_v5() {
-        let properties = Properties::with_reason_string("another connection took the session over");
-        let packet =
-            Packet::Disconnect(Disconnect { reason: ReasonCode::SessionTakenOver, properties });
-        if packet.encode(version, &mut bytes).is_err() {
-            bytes.clear();
-        }
+/// What the connection that loses its session is told.
+fn taken_over(link: &super::session::LinkState) -> Vec<u8> {
+    if link.version.is_v5() {
+        let what = "another connection took the session over";
+        disconnect_packet(ReasonCode::SessionTakenOver, what, link.max_packet_size)
+    } else {
+        Vec::new()
     }
-    bytes
 }

@@ -29,7 +29,8 @@ pub struct Link {
     pub(crate) broker: Arc<Broker>,
     pub(crate) outlet: SharedOutlet,
     pub(crate) peer: Option<SocketAddr>,
-    pub(crate) number: u64,
+    /// Its slot in the broker's list of connections.
+    slot: usize,
     /// Over the limit of connections: CONNECT is answered with "server busy".
     pub(crate) over_limit: bool,
     /// It belongs to this very process and need not be authenticated.
@@ -115,12 +116,12 @@ impl Broker {
     /// A connection was accepted. `peer` is its address, for the authenticator and the log.
     pub fn connection(self: &Arc<Self>, outlet: SharedOutlet, peer: Option<SocketAddr>) -> Link {
         let sockets = self.stats().socket_opened();
-        let number = self.register(&outlet);
+        let slot = self.register(&outlet);
         Link {
             broker: Arc::clone(self),
             outlet,
             peer,
-            number,
+            slot,
             over_limit: sockets > self.config().max_connections as u64,
             trusted: false,
             phase: Phase::Fresh,
@@ -293,7 +294,7 @@ impl Link {
         }
         turn.answers.clear();
         if !was_closed {
-            self.broker.unregister(self.number);
+            self.broker.unregister(self.slot);
             self.broker.stats().socket_closed();
         }
         goodbye
@@ -460,21 +461,23 @@ impl Open {
 
     /// DISCONNECT as the last packet, in 5.0 only.
     fn disconnect_packet(&self, cause: &Cause) -> Vec<u8> {
-        let mut bytes = Vec::new();
         if cause.tell && self.version.is_v5() {
-            let encode = |properties, bytes: &mut Vec<u8>| {
-                bytes.clear();
-                let packet = Packet::Disconnect(Disconnect { reason: cause.reason, properties });
-                packet.encode(Version::V5, bytes).is_ok()
-                    && bytes.len() <= self.max_packet_size as usize
-            };
-            // [MQTT-3.14.2-3]: a reason string only if it fits.
-            if !encode(Properties::with_reason_string(&cause.what), &mut bytes)
-                && !encode(Properties::default(), &mut bytes)
-            {
-                bytes.clear();
-            }
+            disconnect_packet(cause.reason, &cause.what, self.max_packet_size)
+        } else {
+            Vec::new()
         }
-        bytes
     }
+}
+
+/// A 5.0 DISCONNECT, with the reason string if that fits `max_packet_size` `[MQTT-3.14.2-3]`.
+pub(crate) fn disconnect_packet(reason: ReasonCode, what: &str, max_packet_size: u32) -> Vec<u8> {
+    for properties in [Properties::with_reason_string(what), Properties::default()] {
+        let mut bytes = Vec::new();
+        let packet = Packet::Disconnect(Disconnect { reason, properties });
+        if packet.encode(Version::V5, &mut bytes).is_ok() && bytes.len() <= max_packet_size as usize
+        {
+            return bytes;
+        }
+    }
+    Vec::new()
 }

@@ -150,6 +150,10 @@ impl Message {
         }
     }
 
+    pub(crate) fn payload_len(&self) -> u64 {
+        (self.rest.len() - self.properties_len as usize) as u64
+    }
+
     /// Topic name.
     pub fn topic(&self) -> &str {
         &self.topic

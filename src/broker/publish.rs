@@ -203,6 +203,12 @@ impl<'a> Run<'a> {
         (end, count, largest)
     }
 
+    /// Payload bytes, as exactly as one can say without looking at every frame again: those of a
+    /// remaining length's second to fourth byte count with them.
+    fn payload_bytes(&self) -> u64 {
+        self.bytes.len() as u64 - self.count * (2 + self.head.len() as u64)
+    }
+
     fn payloads(&self) -> impl Iterator<Item = &'a [u8]> {
         let (mut rest, skip) = (self.bytes, self.head.len());
         std::iter::from_fn(move || {
@@ -288,7 +294,7 @@ impl Open {
         let run = Run { bytes: &bytes[..end], count, largest, head, topic, is_v5 };
         turn.tally.received += count;
         turn.tally.packets_received += count;
-        turn.tally.publish_bytes_received += (end - count as usize * head.len()) as u64;
+        turn.tally.publish_bytes_received += run.payload_bytes();
         turn.work += end * receivers;
         if route.allowed {
             self.deliver_run(broker, &run, &route.route, turn);
@@ -334,6 +340,7 @@ impl Open {
             };
             if link.append_run(bytes, config) {
                 turn.tally.sent += run.count;
+                turn.tally.publish_bytes_sent += run.payload_bytes();
                 if idle {
                     turn.touch(&target.session);
                 }
@@ -430,13 +437,19 @@ impl Open {
         Ok(())
     }
 
-    /// Whether the message is to be handed on. A QoS 1 message is acknowledged in the turn that
-    /// reads it, so only QoS 2 can be more than the receive maximum allows.
+    /// Whether the message is to be handed on.
     fn receive(&self, id: PacketId, qos: QoS, maximum: u16) -> Received {
-        if qos == QoS::AtLeastOnce {
+        // There are no more identifiers than this maximum, and QoS 1 is acknowledged in the turn
+        // that reads it: nothing to remember.
+        if qos == QoS::AtLeastOnce && maximum == u16::MAX {
             return Received::New;
         }
-        self.session.lock().inbound.on_publish(id, qos, maximum)
+        let mut state = self.session.lock();
+        let received = state.inbound.on_publish(id, qos, maximum);
+        if qos == QoS::AtLeastOnce && received == Received::New {
+            state.inbound.on_puback_sent();
+        }
+        received
     }
 
     fn resolve_alias<'t>(

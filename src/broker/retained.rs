@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::Millis;
@@ -40,6 +41,14 @@ pub enum Retained {
 #[derive(Default)]
 pub(crate) struct RetainedStore {
     messages: RwLock<BTreeMap<Box<str>, Arc<Message>>>,
+    /// How many of them are the broker's own, which no limit counts.
+    own: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// The broker's own messages: no client may publish here.
+fn is_own(topic: &str) -> bool {
+    topic.starts_with("$SYS/")
 }
 
 impl RetainedStore {
@@ -53,18 +62,33 @@ impl RetainedStore {
     ) {
         let mut messages = self.messages.write().unwrap_or_else(PoisonError::into_inner);
         let outcome = if message.as_publish().payload.is_empty() {
-            messages.remove(message.topic());
+            if let Some(old) = messages.remove(message.topic()) {
+                self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
+            }
             Retained::Cleared
         } else if let Some(stored) = messages.get_mut(message.topic()) {
-            *stored = Arc::clone(message);
+            let old = std::mem::replace(stored, Arc::clone(message));
+            self.bytes.fetch_add(message.as_publish().size(), Ordering::Relaxed);
+            self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
             Retained::Stored
-        } else if messages.len() >= limit {
+        } else if !is_own(message.topic())
+            && messages.len() - self.own.load(Ordering::Relaxed) >= limit
+        {
             Retained::Refused
         } else {
+            if is_own(message.topic()) {
+                self.own.fetch_add(1, Ordering::Relaxed);
+            }
+            self.bytes.fetch_add(message.as_publish().size(), Ordering::Relaxed);
             messages.insert(message.topic().into(), Arc::clone(message));
             Retained::Stored
         };
         then(outcome);
+    }
+
+    /// Bytes of the messages.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Calls `each` for the messages that `filter` matches, in order of topics, behind `after`,
@@ -122,7 +146,9 @@ impl RetainedStore {
             let mut messages = self.messages.write().unwrap_or_else(PoisonError::into_inner);
             for topic in expired {
                 if messages.get(&topic).is_some_and(|m| m.as_publish().is_expired(now)) {
-                    messages.remove(&topic);
+                    if let Some(old) = messages.remove(&topic) {
+                        self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
+                    }
                 }
             }
         }

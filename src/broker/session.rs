@@ -90,7 +90,8 @@ pub(crate) struct LinkState {
     /// Bytes at the start of `outbox` that are written already.
     head: usize,
     writing: bool,
-    aliases: OutboundAliases,
+    /// `None` when the client takes none.
+    aliases: Option<Box<OutboundAliases>>,
     full_since: Option<Millis>,
     slow: bool,
     /// Publishers that are held back until there is room.
@@ -390,6 +391,7 @@ impl Session {
         match delivered {
             Delivered::Sent => {
                 turn.tally.sent += 1;
+                turn.tally.publish_bytes_sent += message.publish.payload.len() as u64;
                 if idle {
                     turn.touch(self);
                 }
@@ -431,7 +433,8 @@ impl LinkState {
             outbox: attachment.connack,
             head: 0,
             writing: false,
-            aliases: OutboundAliases::new(attachment.topic_alias_maximum),
+            aliases: (attachment.topic_alias_maximum > 0)
+                .then(|| Box::new(OutboundAliases::new(attachment.topic_alias_maximum))),
             full_since: None,
             slow: false,
             waiters: Vec::new(),
@@ -447,7 +450,7 @@ impl LinkState {
 
     /// Whether a run of QoS 0 frames may be appended as it stands, as far as this link goes.
     pub(crate) fn takes_plain_frames(&self, largest: usize) -> bool {
-        !self.aliases.is_enabled() && largest <= self.max_packet_size as usize
+        self.aliases.is_none() && largest <= self.max_packet_size as usize
     }
 
     pub(crate) fn is_slow(&self) -> bool {
@@ -484,8 +487,10 @@ impl LinkState {
         }
         // An alias that was assigned must be sent, so not for a packet that it would make too
         // large.
-        if self.version.is_v5() && self.aliases.is_enabled() && size + ALIAS_SIZE <= max {
-            how.alias = self.aliases.assign(publish.topic);
+        if let Some(aliases) = &mut self.aliases
+            && size + ALIAS_SIZE <= max
+        {
+            how.alias = aliases.assign(publish.topic);
         }
         publish.encode(&how, &mut self.outbox);
         true
@@ -665,6 +670,7 @@ impl State {
             match self.outbound.next_resend() {
                 Some(Resend::PubRel(id)) => encode_ack(PacketType::PubRel, id, &mut link.outbox),
                 Some(Resend::Publish(id, qos, kept)) => {
+                    let payload = kept.as_ref().map_or(0, |kept| kept.message.payload_len());
                     let written = kept.as_ref().is_some_and(|kept| {
                         let mut how = kept.framing(link.version, qos, Some(id), now);
                         how.dup = true; // [MQTT-3.3.1-1]
@@ -674,6 +680,7 @@ impl State {
                         self.outbound.abandon(id);
                     }
                     tally.sent += u64::from(written);
+                    tally.publish_bytes_sent += u64::from(written) * payload;
                 }
                 None => break,
             }
@@ -701,6 +708,7 @@ impl State {
             };
             if link.encode(&message.as_publish(), how) {
                 tally.sent += 1;
+                tally.publish_bytes_sent += message.payload_len();
             } else {
                 // [MQTT-3.1.2-25]: as if it had been sent.
                 tally.dropped(DropReason::TooLarge, 1);

@@ -67,6 +67,8 @@ pub(crate) struct Tally {
     pub(crate) publish_bytes_received: u64,
     /// PUBLISH to clients.
     pub(crate) sent: u64,
+    /// Payload bytes of those.
+    pub(crate) publish_bytes_sent: u64,
     dropped: [u64; DropReason::ALL.len()],
 }
 
@@ -86,6 +88,7 @@ pub struct Stats {
     received: AtomicU64,
     publish_bytes_received: AtomicU64,
     sent: AtomicU64,
+    publish_bytes_sent: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
     sockets: AtomicU64,
     connections: AtomicU64,
@@ -107,6 +110,7 @@ pub struct Snapshot {
     pub publish_received: u64,
     pub publish_sent: u64,
     pub publish_bytes_received: u64,
+    pub publish_bytes_sent: u64,
     pub publish_dropped: u64,
     pub sockets: u64,
     pub clients_connected: u64,
@@ -132,6 +136,7 @@ impl Stats {
         add(&self.received, &mut tally.received);
         add(&self.publish_bytes_received, &mut tally.publish_bytes_received);
         add(&self.sent, &mut tally.sent);
+        add(&self.publish_bytes_sent, &mut tally.publish_bytes_sent);
         for (counter, value) in self.dropped.iter().zip(&mut tally.dropped) {
             add(counter, value);
         }
@@ -182,6 +187,7 @@ impl Stats {
             publish_received: received,
             publish_sent: sent,
             publish_bytes_received: self.publish_bytes_received.load(Relaxed),
+            publish_bytes_sent: self.publish_bytes_sent.load(Relaxed),
             publish_dropped: self.dropped.iter().map(|counter| counter.load(Relaxed)).sum(),
             sockets: self.sockets.load(Relaxed),
             clients_connected: self.connections.load(Relaxed),

@@ -12,6 +12,7 @@ mod broker;
 mod corpus;
 mod decoder;
 mod hostile;
+mod operations;
 mod peer;
 mod rng;
 mod sessions;
@@ -31,6 +32,11 @@ fn decoder() {
 #[test]
 fn sessions() {
     run("sessions", sessions::case);
+}
+
+#[test]
+fn operations() {
+    run("operations", operations::case);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! The cases are written once: [`Client`] hides which of the two it is, except where 5.0 has more
 //! to say.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use rumqttc::v5 as mqtt5;
@@ -212,6 +212,8 @@ async fn pump_v311(mut event_loop: rumqttc::EventLoop, events: UnboundedSender<E
 
 async fn pump_v5(mut event_loop: mqtt5::EventLoop, events: UnboundedSender<Event>) {
     use packets::{Packet, SubscribeReasonCode};
+    // rumqttc shows a PUBLISH as it came, before it looks up the alias.
+    let mut aliases = HashMap::new();
     loop {
         let event = match event_loop.poll().await {
             Ok(mqtt5::Event::Incoming(packet)) => match packet {
@@ -222,13 +224,25 @@ async fn pump_v5(mut event_loop: mqtt5::EventLoop, events: UnboundedSender<Event
                         .and_then(|properties| properties.topic_alias_max)
                         .unwrap_or(0),
                 },
-                Packet::Publish(publish) => Event::Message(Box::new(Message {
-                    topic: String::from_utf8(publish.topic.to_vec()).expect("topics are UTF-8"),
-                    payload: publish.payload.to_vec(),
-                    qos: publish.qos as u8,
-                    retain: publish.retain,
-                    properties: publish.properties.unwrap_or_default(),
-                })),
+                Packet::Publish(publish) => {
+                    let properties = publish.properties.unwrap_or_default();
+                    let mut topic =
+                        String::from_utf8(publish.topic.to_vec()).expect("topics are UTF-8");
+                    match properties.topic_alias {
+                        Some(alias) if topic.is_empty() => {
+                            topic.clone_from(aliases.get(&alias).expect("an alias that was set"));
+                        }
+                        Some(alias) => drop(aliases.insert(alias, topic.clone())),
+                        None => {}
+                    }
+                    Event::Message(Box::new(Message {
+                        topic,
+                        payload: publish.payload.to_vec(),
+                        qos: publish.qos as u8,
+                        retain: publish.retain,
+                        properties,
+                    }))
+                }
                 Packet::PubAck(puback) => Event::Acknowledged(puback.reason),
                 Packet::PubComp(_) => Event::Acknowledged(packets::PubAckReason::Success),
                 Packet::SubAck(suback) => {
