@@ -385,7 +385,12 @@ impl State {
             }
             Packet::PubComp(ack) => {
                 if let Some(parcel) = self.outbound.on_pubcomp(ack.packet_id) {
-                    self.finish(parcel, Acknowledgement::from_ack(&ack));
+                    // "Packet identifier not found" answers a PUBREL that was repeated because
+                    // the first PUBCOMP was lost: the broker has completed the exchange.
+                    let done = ack.reason == ReasonCode::PacketIdentifierNotFound;
+                    let known = Acknowledgement::from_ack(&ack);
+                    let result = if done { Ok(Acknowledgement::default()) } else { known };
+                    self.finish(parcel, result);
                 }
             }
             Packet::SubAck(ack) => {
