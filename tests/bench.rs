@@ -91,7 +91,7 @@ fn json_keys_are_a_promise() {
     let percentiles = "count min_us mean_us p50_us p90_us p99_us p99.9_us p99.99_us max_us \
                        histogram histogram.from_us histogram.to_us histogram.count";
     let round = "seconds sent delivered sent_per_s delivered_per_s messages_per_s expected lost \
-                 duplicates out_of_order refused broken_connections unsent latency \
+                 under_way duplicates out_of_order refused broken_connections unsent latency \
                  latency.delivery latency.delivery_uncorrected latency.acknowledgement \
                  latency.acknowledgement_uncorrected broker broker.cpu_us_per_delivery \
                  broker.cpu_cores broker.rss_before_bytes broker.rss_peak_bytes generator \

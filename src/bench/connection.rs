@@ -20,6 +20,7 @@ use super::schedule::Schedule;
 use super::stamp::{Detail, Stamp};
 use super::tracks::Tracks;
 use super::window::{Exchange, Window};
+use super::worker::WorkerState;
 
 /// With more unsent acknowledgements than this a connection stops reading.
 const MAX_UNSENT: usize = 1 << 20;
@@ -35,8 +36,8 @@ pub(super) struct Shared<'a> {
     pub(super) detail: Detail,
     pub(super) tag: u16,
     pub(super) properties: bool,
-    /// Deliveries so far, for whoever watches.
-    pub(super) delivered: &'a AtomicU64,
+    /// Where whoever watches sees deliveries.
+    pub(super) state: &'a WorkerState,
 }
 
 /// A publisher's part.
@@ -201,7 +202,11 @@ impl<'a> Connection<'a> {
         }
         shared.meter.end_of_read(now);
         if let Some(receiving) = &self.receiving {
-            shared.delivered.fetch_add(receiving.delivered - before, Ordering::Relaxed);
+            let count = receiving.delivered - before;
+            if count > 0 {
+                shared.state.delivered.fetch_add(count, Ordering::Relaxed);
+                shared.state.last_delivery.store(now, Ordering::Relaxed);
+            }
         }
         self.carry.clear();
         self.carry.extend_from_slice(&bytes[at..]);
@@ -310,6 +315,13 @@ impl<'a> Connection<'a> {
         };
         self.unsent.extend_from_slice(&batch[written..]);
         Ok(())
+    }
+
+    /// DISCONNECT, if the socket takes it at once: the broker will do without.
+    pub(super) fn take_leave(&mut self) {
+        if self.unsent.is_empty() {
+            let _ = self.socket.write(&[0xE0, 0]);
+        }
     }
 
     fn flush(&mut self) -> Result<(), Broken> {

@@ -99,3 +99,65 @@ fn push_remaining_length(out: &mut Vec<u8>, mut len: usize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::{Layout, tests::plan};
+    use super::super::plan::Shape;
+    use super::super::scan;
+    use super::*;
+    use crate::mqtt::{Frame, MAX_PACKET_SIZE, Packet, Role, Version};
+
+    /// The fast ways out and in, held against the general codec.
+    #[test]
+    fn frames_are_what_the_codec_reads() {
+        for version in [Version::V31, Version::V311, Version::V5] {
+            for publish_qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+                for payload in [0, 13, 14, 64, 200, 20_000, 3_000_000] {
+                    let base = plan(Shape::FanOut, 2, Some(12));
+                    check(&Plan { version, publish_qos, payload, ..base });
+                }
+            }
+        }
+    }
+
+    fn check(plan: &Plan) {
+        let layout = Layout::new(plan);
+        let mut frames = Frames::new(plan, &layout);
+        let ids = plan.publish_qos != QoS::AtMostOnce;
+        let count = frames.capacity().min(5);
+        let stamp = |at| Stamp { tag: 9, stream: at, sequence: 77, intended: 5, sent: 6 };
+        // Twice, so that a frame is written over another topic's.
+        for round in 0..2u32 {
+            for at in 0..count as u32 {
+                let id = PacketId::new(at as u16 + 1).filter(|_| ids);
+                frames.set(at as usize, (at * 3 + round) % 12, id, &stamp(at));
+            }
+            let mut bytes = frames.bytes(count);
+            for at in 0..count as u32 {
+                let frame = Frame::parse(bytes, MAX_PACKET_SIZE).unwrap().unwrap();
+                assert_eq!(frame.len, frames.frame_len());
+                let Packet::Publish(publish) = frame.decode(plan.version, Role::Client).unwrap()
+                else {
+                    panic!("{plan:?} makes no PUBLISH");
+                };
+                assert_eq!(publish.topic, layout.topics[((at * 3 + round) % 12) as usize]);
+                assert_eq!(publish.qos, plan.publish_qos);
+                assert_eq!(publish.packet_id, PacketId::new(at as u16 + 1).filter(|_| ids));
+                assert_eq!(publish.payload.len(), plan.payload);
+                if frames.detail == Detail::Full {
+                    assert_eq!(Stamp::read(Detail::Full, publish.payload), Some(stamp(at)));
+                }
+
+                let found = scan::next(bytes).unwrap().unwrap();
+                assert_eq!(
+                    (found.first, found.body, found.len),
+                    (frame.first, frame.body, frame.len)
+                );
+                let fast = scan::publish(found.first, found.body, plan.version.is_v5());
+                assert_eq!(fast, Some((publish.packet_id, publish.payload)));
+                bytes = &bytes[frame.len..];
+            }
+        }
+    }
+}

@@ -204,3 +204,114 @@ fn clients(shape: Shape, publishers: usize, subscribers: usize, seed: u64) -> Ve
     });
     publishers.chain(subscribers).collect()
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use super::super::plan::Length;
+    use super::*;
+    use crate::mqtt::{QoS, TopicFilter, TopicName, Version, matches};
+
+    pub(in super::super) fn plan(shape: Shape, clients: u32, topics: Option<u32>) -> Plan {
+        Plan {
+            shape,
+            clients,
+            length: Length::Messages(1),
+            warm_up: Duration::ZERO,
+            quiet: Duration::ZERO,
+            drain: Duration::ZERO,
+            payload: 64,
+            publish_qos: QoS::AtMostOnce,
+            subscribe_qos: QoS::AtMostOnce,
+            inflight: 100,
+            topics,
+            wildcards: 0.0,
+            version: Version::V311,
+            threads: 1,
+            rate: None,
+            seed: 1,
+            rounds: 1,
+            churn: 0,
+            idle: 0,
+            stalled: 0,
+            log_interval: None,
+        }
+    }
+
+    /// Deliveries owed, reckoned by matching every filter with every message's topic.
+    fn owed_by_matching(layout: &Layout, sent: &[u64]) -> u64 {
+        let mut owed = 0;
+        for (publisher, sent) in layout.publishers.iter().zip(sent) {
+            for number in 0..*sent {
+                let turn = number as usize % publisher.topics.len();
+                let topic = &layout.topics[publisher.topics[turn] as usize];
+                let filters = layout.subscribers.iter().flat_map(|one| &one.filters);
+                let topic = TopicName::new(topic).unwrap();
+                let matched =
+                    filters.filter(|filter| matches(TopicFilter::new(filter).unwrap(), topic));
+                owed += matched.count() as u64;
+            }
+        }
+        owed
+    }
+
+    #[test]
+    fn what_is_owed_is_what_the_filters_match() {
+        let cases = [
+            (Shape::Pair, 1, None),
+            (Shape::Pair, 7, None),
+            (Shape::Pair, 3, Some(11)),
+            (Shape::FanIn, 5, None),
+            (Shape::FanIn, 5, Some(3)),
+            (Shape::FanIn, 3, Some(20)),
+            (Shape::FanOut, 5, None),
+            (Shape::FanOut, 12, Some(12)),
+            (Shape::FanOut, 4, Some(10)),
+            (Shape::Mesh, 4, None),
+            (Shape::Mesh, 4, Some(9)),
+        ];
+        for (shape, clients, topics) in cases {
+            for wildcards in [0.0, 0.5, 1.0] {
+                let plan = Plan { wildcards, ..plan(shape, clients, topics) };
+                let layout = Layout::new(&plan);
+                let sent: Vec<u64> = (0..layout.publishers.len() as u64).map(|n| 5 + n).collect();
+                let owed = layout.owed(&sent);
+                assert_eq!(owed, owed_by_matching(&layout, &sent), "{plan:?}");
+                assert!(owed > 0);
+                let each = |at| layout.owed_to(at, &sent).map(|(_, sent)| sent).sum::<u64>();
+                assert_eq!(owed, (0..layout.subscribers.len()).map(each).sum::<u64>());
+            }
+        }
+    }
+
+    #[test]
+    fn every_topic_of_a_plan_is_published_and_received() {
+        let layout = Layout::new(&plan(Shape::FanOut, 4, Some(10)));
+        let mut published: Vec<u32> = layout.publishers[0].topics.clone();
+        published.sort_unstable();
+        assert_eq!(published, (0..10).collect::<Vec<u32>>());
+        assert_eq!(layout.subscribers[1].topics, [1, 5, 9]);
+        let lengths: Vec<usize> = layout.topics.iter().map(String::len).collect();
+        assert!(lengths.iter().all(|len| *len == lengths[0]), "frames have one length");
+    }
+
+    #[test]
+    fn the_share_of_wildcards_is_kept() {
+        let plan = Plan { wildcards: 0.5, ..plan(Shape::FanOut, 1000, Some(1000)) };
+        let layout = Layout::new(&plan);
+        let filters = layout.subscribers.iter().flat_map(|one| &one.filters);
+        let wild = filters.filter(|filter| filter.contains(['+', '#'])).count();
+        assert_eq!(wild, 500);
+    }
+
+    #[test]
+    fn a_seed_repeats_everything() {
+        let of_seed = |seed| {
+            let layout = Layout::new(&Plan { seed, ..plan(Shape::FanOut, 3, Some(50)) });
+            (layout.tag, layout.publishers, layout.clients)
+        };
+        assert_eq!(of_seed(1), of_seed(1));
+        assert_ne!(of_seed(1), of_seed(2));
+    }
+}

@@ -5,14 +5,15 @@
 //! layout → broker → handshakes → workers: frames out, scan and tracks in → drain → figures
 //!
 //! The load must cost far less than the broker that it measures, so it has its own ways beside
-//! the general codec: frames are written from a template ([`frames`]), found by their length
-//! ([`scan`]), and equal latencies that follow one another are counted as one ([`meter`]). A few
-//! threads ([`worker`]) carry all connections, with reads and writes as large as they come.
+//! the general codec: frames are written from a template (`frames`), found by their length
+//! (`scan`), and equal latencies that follow one another are counted as one (`meter`). A few
+//! threads (`worker`) carry all connections, with reads and writes as large as they come.
 //!
 //! Not here: flags, terminals, colours, progress bars. An [`Observer`] is told how it goes.
 
 mod clock;
 mod connection;
+mod figures;
 mod frames;
 mod handshake;
 mod interval_log;
@@ -30,6 +31,7 @@ mod stamp;
 mod target;
 mod tracks;
 mod warning;
+mod watch;
 mod window;
 mod worker;
 

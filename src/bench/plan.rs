@@ -73,6 +73,8 @@ pub struct Plan {
     pub warm_up: Duration,
     /// After the last publish: give up on what is missing when nothing came for this long.
     pub quiet: Duration,
+    /// After the last publish: wait no longer than this, even if something still comes.
+    pub drain: Duration,
     /// Bytes of application message.
     pub payload: usize,
     /// Quality of service of the publishers.

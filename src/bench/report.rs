@@ -125,6 +125,8 @@ pub struct Round {
     pub expected: u64,
     /// Of these, what never came.
     pub lost: u64,
+    /// Of these, what was still coming when waiting was given up.
+    pub under_way: u64,
     /// What came more than once.
     pub duplicates: u64,
     /// What came after a message that was sent later.
@@ -312,6 +314,7 @@ impl Round {
             messages_per_s: of(|round| round.messages_per_s),
             expected: sum(|round| round.expected),
             lost: sum(|round| round.lost),
+            under_way: sum(|round| round.under_way),
             duplicates: sum(|round| round.duplicates),
             out_of_order: sum(|round| round.out_of_order),
             refused: sum(|round| round.refused),

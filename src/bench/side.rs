@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::mqtt::{
@@ -36,7 +36,6 @@ impl Idle {
         door: &Door,
         pid: Option<u32>,
         stop: &AtomicBool,
-        entered: &AtomicUsize,
     ) -> Result<Self, HandshakeError> {
         let guest = |at| Guest {
             client_id: format!("bench-{:08x}-i{at}", plan.seed as u32),
@@ -45,7 +44,7 @@ impl Idle {
         };
         let guests: Vec<Guest> = (0..plan.idle).map(guest).collect();
         let before = pid.map(settled_memory);
-        let sockets = enter_all(door, &guests, stop, entered)?;
+        let sockets = enter_all(door, &guests, stop)?;
         let after = pid.map(settled_memory);
         let bytes = before.zip(after).map(|(before, after)| after.saturating_sub(before));
         Ok(Self { _sockets: sockets, connections: plan.idle, bytes })

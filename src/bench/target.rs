@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::process::CpuTime;
+
 /// How long a child may take until it accepts connections.
 const START: Duration = Duration::from_secs(10);
 /// How long a child may take to stop when asked, before it is killed.
@@ -112,6 +114,9 @@ pub enum TargetError {
     /// The name has no address.
     #[error("cannot find {0}: {1}")]
     Unknown(String, io::Error),
+    /// The process that was named is not there.
+    #[error("there is no process {0}")]
+    NoProcess(u32),
     /// The child could not be started.
     #[error("cannot start {program}: {error}")]
     Start {
@@ -151,6 +156,9 @@ pub(super) struct Broker {
 impl Broker {
     pub(super) fn open(target: &Target) -> Result<Self, TargetError> {
         match target {
+            Target::Running { pid: Some(pid), .. } if CpuTime::of(*pid).is_err() => {
+                Err(TargetError::NoProcess(*pid))
+            }
             Target::Running { address: url, pid } => Ok(Self {
                 address: resolve(&url.host, url.port)?,
                 pid: *pid,

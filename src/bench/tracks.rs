@@ -16,6 +16,15 @@ pub(super) struct Faults {
     pub(super) out_of_order: u64,
 }
 
+/// Messages of a stream that did not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Missing {
+    /// Sent before one that did come.
+    pub(super) inside: u64,
+    /// Sent after everything that came: lost, or still under way.
+    pub(super) behind: u64,
+}
+
 /// One stream at one subscriber.
 #[derive(Debug, Clone, Default)]
 struct Track {
@@ -98,9 +107,13 @@ impl Tracks {
         })
     }
 
-    /// Different messages received on a stream.
-    pub(super) fn received(&self, stream: u32) -> u64 {
-        self.by_stream.get(&stream).map_or(0, |at| self.tracks[*at as usize].received)
+    /// What is missing of the first `sent` messages of a stream.
+    pub(super) fn missing(&self, stream: u32, sent: u64) -> Missing {
+        let Some(at) = self.by_stream.get(&stream) else {
+            return Missing { inside: 0, behind: sent };
+        };
+        let track = &self.tracks[*at as usize];
+        Missing { inside: track.next - track.received, behind: sent.saturating_sub(track.next) }
     }
 
     /// All faults together.
@@ -121,7 +134,7 @@ mod tests {
         for sequence in order {
             tracks.see(9, *sequence);
         }
-        assert_eq!(tracks.received(9), received, "{order:?}");
+        assert_eq!(tracks.tracks[0].received, received, "{order:?}");
         assert_eq!(tracks.faults(), Faults { duplicates, out_of_order }, "{order:?}");
     }
 
@@ -154,7 +167,9 @@ mod tests {
         for (stream, sequence) in [(0, 0), (1, 0), (0, 1), (7, 0), (1, 1), (7, 2)] {
             tracks.see(stream, sequence);
         }
-        assert_eq!([0, 1, 7, 8].map(|stream| tracks.received(stream)), [2, 2, 2, 0]);
+        let missing = [0, 1, 7, 8].map(|stream| tracks.missing(stream, 4));
+        let of = |inside, behind| Missing { inside, behind };
+        assert_eq!(missing, [of(0, 2), of(0, 2), of(1, 1), of(0, 4)]);
         assert_eq!(tracks.faults(), Faults::default());
     }
 
@@ -165,6 +180,6 @@ mod tests {
             tracks.see(0, sequence);
         }
         assert_eq!(tracks.tracks[0].gaps.len(), MAX_GAPS);
-        assert_eq!(tracks.received(0), 5_000);
+        assert_eq!(tracks.missing(0, 10_000), Missing { inside: 5_000, behind: 0 });
     }
 }

@@ -50,6 +50,11 @@ pub enum Warning {
         /// Of how many.
         expected: u64,
     },
+    /// Waiting was given up while deliveries still came.
+    UnderWay {
+        /// How many were missing.
+        under_way: u64,
+    },
     /// The schedule could not be kept.
     BehindSchedule {
         /// Messages that were due and not sent.
@@ -92,6 +97,9 @@ impl Warning {
         }
         if summary.lost > 0 {
             warnings.push(Self::Lost { lost: summary.lost, expected: summary.expected });
+        }
+        if summary.under_way > 0 {
+            warnings.push(Self::UnderWay { under_way: summary.under_way });
         }
         if summary.unsent > 0 {
             warnings.push(Self::BehindSchedule { unsent: summary.unsent });
@@ -150,6 +158,11 @@ impl fmt::Display for Warning {
                 f,
                 "{lost} of {expected} deliveries ({:.3} %) never came",
                 *lost as f64 / (*expected).max(1) as f64 * 100.0
+            ),
+            Self::UnderWay { under_way } => write!(
+                f,
+                "{under_way} deliveries were still under way when waiting was given up; use a \
+                 longer --drain"
             ),
             Self::BehindSchedule { unsent } => write!(
                 f,

@@ -48,10 +48,10 @@ pub(super) struct WorkerState {
     pub(super) thread: AtomicI32,
     /// Deliveries received.
     pub(super) delivered: AtomicU64,
+    /// When the last of them came; 0 before any.
+    pub(super) last_delivery: AtomicU64,
     /// Publishers that are not finished.
     pub(super) publishing: AtomicUsize,
-    /// Connections that broke.
-    pub(super) broken: AtomicUsize,
 }
 
 impl Control {
@@ -74,6 +74,12 @@ impl Control {
 
     pub(super) fn delivered(&self) -> u64 {
         self.workers.iter().map(|worker| worker.delivered.load(Ordering::Relaxed)).sum()
+    }
+
+    /// When the last delivery came, if any did.
+    pub(super) fn last_delivery(&self) -> Option<u64> {
+        let times = self.workers.iter().map(|worker| worker.last_delivery.load(Ordering::Relaxed));
+        times.max().filter(|time| *time > 0)
     }
 
     pub(super) fn publishing(&self) -> usize {
@@ -269,7 +275,6 @@ impl<'a> Worker<'a> {
             // A socket that is gone from the set anyway needs no second answer.
             let _ = epoll::delete(&self.epoll, &slot.connection.socket);
             self.broken.push(broken);
-            self.state.broken.fetch_add(1, Ordering::Relaxed);
         }
         if slot.publishing && (!slot.open || slot.connection.is_finished(&self.shared, now)) {
             slot.publishing = false;
@@ -295,7 +300,10 @@ impl<'a> Worker<'a> {
     fn harvest(self) -> Harvest {
         let mut refused = 0;
         let mut received = Vec::new();
-        for Slot { connection, .. } in self.connections {
+        for Slot { mut connection, open, .. } in self.connections {
+            if open {
+                connection.take_leave();
+            }
             refused += connection.publishing.map_or(0, |publishing| publishing.refused);
             received
                 .extend(connection.receiving.map(|part| (part.index, part.tracks, part.delivered)));

@@ -29,7 +29,8 @@ pub struct Link {
     pub(crate) broker: Arc<Broker>,
     pub(crate) outlet: SharedOutlet,
     pub(crate) peer: Option<SocketAddr>,
-    pub(crate) number: u64,
+    /// Its slot in the broker's list of connections.
+    slot: usize,
     /// Over the limit of connections: CONNECT is answered with "server busy".
     pub(crate) over_limit: bool,
     /// It belongs to this very process and need not be authenticated.
@@ -115,12 +116,12 @@ impl Broker {
     /// A connection was accepted. `peer` is its address, for the authenticator and the log.
     pub fn connection(self: &Arc<Self>, outlet: SharedOutlet, peer: Option<SocketAddr>) -> Link {
         let sockets = self.stats().socket_opened();
-        let number = self.register(&outlet);
+        let slot = self.register(&outlet);
         Link {
             broker: Arc::clone(self),
             outlet,
             peer,
-            number,
+            slot,
             over_limit: sockets > self.config().max_connections as u64,
             trusted: false,
             phase: Phase::Fresh,
@@ -293,7 +294,7 @@ impl Link {
         }
         turn.answers.clear();
         if !was_closed {
-            self.broker.unregister(self.number);
+            self.broker.unregister(self.slot);
             self.broker.stats().socket_closed();
         }
         goodbye

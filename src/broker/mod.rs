@@ -107,7 +107,7 @@ pub struct Broker {
     timers: Timers,
     /// Sessions that are full: each tick asks whether their grace is over.
     watched: Mutex<Vec<Weak<Session>>>,
-    connections: Mutex<HashMap<u64, SharedOutlet>>,
+    connections: Mutex<Connections>,
     groups: Mutex<HashMap<Box<str>, Arc<ShareGroup>>>,
     sys: Mutex<Sys>,
     retained_cursor: Mutex<Option<Box<str>>>,
@@ -115,6 +115,19 @@ pub struct Broker {
     next_number: AtomicU64,
     ticks: AtomicU64,
     last_tick: AtomicU64,
+}
+
+/// The outlets of all connections, by slot.
+#[derive(Default)]
+struct Connections {
+    slots: Vec<Option<SharedOutlet>>,
+    free: Vec<usize>,
+}
+
+impl Connections {
+    fn iter(&self) -> impl Iterator<Item = &SharedOutlet> {
+        self.slots.iter().flatten()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -196,7 +209,7 @@ impl Broker {
     /// closed, 5.0 clients with "server shutting down".
     pub fn shut_down(&self, turn: &mut Turn) {
         self.publish_all_wills(turn);
-        let outlets: Vec<_> = lock(&self.connections).values().cloned().collect();
+        let outlets: Vec<_> = lock(&self.connections).iter().cloned().collect();
         for outlet in outlets {
             outlet.pulse().order(Order::ShuttingDown);
             outlet.wake();
@@ -205,21 +218,24 @@ impl Broker {
 
     /// Connections at present, those that have not sent CONNECT included.
     pub fn connection_count(&self) -> usize {
-        lock(&self.connections).len()
+        let connections = lock(&self.connections);
+        connections.slots.len() - connections.free.len()
     }
 
-    pub(crate) fn register(&self, outlet: &SharedOutlet) -> u64 {
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        lock(&self.connections).insert(number, Arc::clone(outlet));
-        number
-    }
-
-    pub(crate) fn unregister(&self, number: u64) {
+    pub(crate) fn register(&self, outlet: &SharedOutlet) -> usize {
         let mut connections = lock(&self.connections);
-        connections.remove(&number);
-        if connections.capacity() > 1024 && connections.len() < connections.capacity() / 8 {
-            connections.shrink_to_fit();
-        }
+        let slot = connections.free.pop().unwrap_or_else(|| {
+            connections.slots.push(None);
+            connections.slots.len() - 1
+        });
+        connections.slots[slot] = Some(Arc::clone(outlet));
+        slot
+    }
+
+    pub(crate) fn unregister(&self, slot: usize) {
+        let mut connections = lock(&self.connections);
+        connections.slots[slot] = None;
+        connections.free.push(slot);
     }
 
     /// An identifier for a client that sent none `[MQTT-3.1.3-6]`.
@@ -267,7 +283,7 @@ impl Broker {
 
     fn sweep_connections(&self, now: Millis) {
         let mut overdue = Vec::new();
-        for outlet in lock(&self.connections).values() {
+        for outlet in lock(&self.connections).iter() {
             let order = outlet.pulse().overdue(now);
             if order != Order::None {
                 outlet.pulse().order(order);

@@ -5,12 +5,13 @@
 //! another engine.
 
 use std::future::Future;
+use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
 use super::Millis;
 use super::index::{Index, Stamp};
@@ -207,7 +208,8 @@ const SESSION_SHARDS: usize = 16;
 
 /// Sessions in memory.
 pub struct MemorySessions {
-    shards: Vec<Mutex<HashMap<Box<str>, Arc<Session>>>>,
+    /// Keyed by the client identifier that the session itself holds.
+    shards: Vec<Mutex<HashTable<Arc<Session>>>>,
     hasher: hashbrown::DefaultHashBuilder,
     count: AtomicUsize,
     next_number: AtomicU64,
@@ -227,21 +229,23 @@ impl Default for MemorySessions {
 }
 
 impl MemorySessions {
-    fn shard(&self, client_id: &str) -> MutexGuard<'_, HashMap<Box<str>, Arc<Session>>> {
-        use std::hash::BuildHasher;
-        let number = self.hasher.hash_one(client_id) as usize % SESSION_SHARDS;
-        self.shards[number].lock().unwrap_or_else(PoisonError::into_inner)
+    /// The shard of this client, and its hash there.
+    fn shard(&self, client_id: &str) -> (MutexGuard<'_, HashTable<Arc<Session>>>, u64) {
+        let hash = self.hasher.hash_one(client_id);
+        let shard = &self.shards[(hash >> 32) as usize % SESSION_SHARDS];
+        (shard.lock().unwrap_or_else(PoisonError::into_inner), hash)
     }
 }
 
 impl SessionsProvider for MemorySessions {
     fn get(&self, client_id: &str) -> Option<Arc<Session>> {
-        self.shard(client_id).get(client_id).cloned()
+        let (shard, hash) = self.shard(client_id);
+        shard.find(hash, |session| session.client_id() == client_id).cloned()
     }
 
     fn get_or_create(&self, client_id: &str, limit: usize) -> Option<(Arc<Session>, bool)> {
-        let mut shard = self.shard(client_id);
-        if let Some(session) = shard.get(client_id) {
+        let (mut shard, hash) = self.shard(client_id);
+        if let Some(session) = shard.find(hash, |session| session.client_id() == client_id) {
             return Some((Arc::clone(session), false));
         }
         if self.count.fetch_add(1, Ordering::Relaxed) >= limit {
@@ -250,14 +254,16 @@ impl SessionsProvider for MemorySessions {
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let session = Arc::new(Session::new(number, client_id));
-        shard.insert(client_id.into(), Arc::clone(&session));
+        shard.insert_unique(hash, Arc::clone(&session), |other| {
+            self.hasher.hash_one(other.client_id())
+        });
         Some((session, true))
     }
 
     fn remove(&self, session: &Arc<Session>) {
-        let mut shard = self.shard(session.client_id());
-        if shard.get(session.client_id()).is_some_and(|known| Arc::ptr_eq(known, session)) {
-            shard.remove(session.client_id());
+        let (mut shard, hash) = self.shard(session.client_id());
+        if let Ok(entry) = shard.find_entry(hash, |known| Arc::ptr_eq(known, session)) {
+            entry.remove();
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -266,7 +272,7 @@ impl SessionsProvider for MemorySessions {
         let mut all = Vec::with_capacity(self.count());
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            all.extend(shard.values().cloned());
+            all.extend(shard.iter().cloned());
         }
         all
     }

@@ -90,7 +90,8 @@ pub(crate) struct LinkState {
     /// Bytes at the start of `outbox` that are written already.
     head: usize,
     writing: bool,
-    aliases: OutboundAliases,
+    /// `None` when the client takes none.
+    aliases: Option<Box<OutboundAliases>>,
     full_since: Option<Millis>,
     slow: bool,
     /// Publishers that are held back until there is room.
@@ -432,7 +433,8 @@ impl LinkState {
             outbox: attachment.connack,
             head: 0,
             writing: false,
-            aliases: OutboundAliases::new(attachment.topic_alias_maximum),
+            aliases: (attachment.topic_alias_maximum > 0)
+                .then(|| Box::new(OutboundAliases::new(attachment.topic_alias_maximum))),
             full_since: None,
             slow: false,
             waiters: Vec::new(),
@@ -448,7 +450,7 @@ impl LinkState {
 
     /// Whether a run of QoS 0 frames may be appended as it stands, as far as this link goes.
     pub(crate) fn takes_plain_frames(&self, largest: usize) -> bool {
-        !self.aliases.is_enabled() && largest <= self.max_packet_size as usize
+        self.aliases.is_none() && largest <= self.max_packet_size as usize
     }
 
     pub(crate) fn is_slow(&self) -> bool {
@@ -485,8 +487,10 @@ impl LinkState {
         }
         // An alias that was assigned must be sent, so not for a packet that it would make too
         // large.
-        if self.version.is_v5() && self.aliases.is_enabled() && size + ALIAS_SIZE <= max {
-            how.alias = self.aliases.assign(publish.topic);
+        if let Some(aliases) = &mut self.aliases
+            && size + ALIAS_SIZE <= max
+        {
+            how.alias = aliases.assign(publish.topic);
         }
         publish.encode(&how, &mut self.outbox);
         true

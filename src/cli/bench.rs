@@ -76,6 +76,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     quiet: f64,
 
+    /// At the end, wait no longer than this for what is still coming
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    drain: f64,
+
     /// Bytes of application message; 30 or more are needed to measure everything
     #[arg(short = 's', long, value_name = "BYTES", default_value_t = 64)]
     payload: usize,
@@ -275,6 +279,7 @@ impl Args {
                 length,
                 warm_up: seconds("--warm-up", self.warm_up)?,
                 quiet: seconds("--quiet", self.quiet)?,
+                drain: seconds("--drain", self.drain)?,
                 payload: self.payload,
                 publish_qos: qos(self.pub_qos.unwrap_or(self.qos)),
                 subscribe_qos: qos(self.sub_qos.unwrap_or(self.qos)),

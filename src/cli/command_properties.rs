@@ -92,6 +92,7 @@ impl CommandProperties {
                 self.disconnect.session_expiry_secs = Some(given.number()?);
                 true
             }
+            ("subscribe" | "unsubscribe" | "disconnect", _) => false,
             // Accepted for the sake of scripts; nothing of these packets is the user's.
             ("puback" | "pubrec" | "pubrel" | "pubcomp" | "auth", _) => user,
             (other, _) => return Err(format!("{other} is not a command with properties")),

@@ -137,10 +137,10 @@ impl Printer {
             b'E' => field.number(properties.message_expiry_secs, out),
             b'F' => field.number(properties.payload_format_indicator.map(u32::from), out),
             b'I' => field.text(Some(&iso_8601(now(time))), out),
-            b'j' => print_json(message, now(time), Json::text(&message.payload), self.pretty, out),
-            b'J' if message.payload.is_empty() => {
+            b'j' | b'J' if message.payload.is_empty() => {
                 print_json(message, now(time), Json::Null, self.pretty, out);
             }
+            b'j' => print_json(message, now(time), Json::text(&message.payload), self.pretty, out),
             b'J' => {
                 let payload = Json::parse(&message.payload).ok_or(NotJson)?;
                 print_json(message, now(time), payload, self.pretty, out);
@@ -283,27 +283,28 @@ fn print_json(message: &Message, now: &Zoned, payload: Json, pretty: bool, out: 
     Json::Object(pairs).print(pretty, out);
 }
 
+/// In the order in which mosquitto's broker sends them: it appends what it computes itself.
 fn json_properties(message: &Message) -> Vec<(Vec<u8>, Json)> {
     let properties = &message.properties;
     let mut pairs = Vec::new();
     let mut add = |name: &str, value: Option<Json>| {
         pairs.extend(value.map(|value| (name.as_bytes().to_vec(), value)));
     };
-    let format = properties.payload_format_indicator;
-    add("payload-format-indicator", format.map(|is_text| Json::number(u8::from(is_text))));
-    add("message-expiry-interval", properties.message_expiry_secs.map(Json::number));
-    add("content-type", properties.content_type.as_deref().map(Json::text));
-    add("response-topic", properties.response_topic.as_deref().map(Json::text));
-    add("correlation-data", properties.correlation_data.as_ref().map(Json::text));
     for identifier in &properties.subscription_identifiers {
         add("subscription-identifier", Some(Json::number(*identifier)));
     }
-    add("topic-alias", properties.topic_alias.map(Json::number));
+    let format = properties.payload_format_indicator;
+    add("payload-format-indicator", format.map(|is_text| Json::number(u8::from(is_text))));
+    add("content-type", properties.content_type.as_deref().map(Json::text));
+    add("response-topic", properties.response_topic.as_deref().map(Json::text));
+    add("correlation-data", properties.correlation_data.as_ref().map(Json::text));
     if !properties.user_properties.is_empty() {
         let user = properties.user_properties.iter();
         let user = user.map(|(name, value)| (name.as_bytes().to_vec(), Json::text(&**value)));
         add("user-properties", Some(Json::Object(user.collect())));
     }
+    add("message-expiry-interval", properties.message_expiry_secs.map(Json::number));
+    add("topic-alias", properties.topic_alias.map(Json::number));
     pairs
 }
 

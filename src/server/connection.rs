@@ -40,8 +40,12 @@ thread_local! {
         RefCell::new(Scratch { buffer: vec![0; READ_SIZE], turn: Turn::default() });
 }
 
-/// A connection and what it has to remember between two turns.
-pub(super) struct Connection {
+/// A connection as a future, written by hand: an `async fn` would hold it twice, and ten thousand
+/// idle ones are what a broker has most of.
+pub(super) struct Connection(Option<Serving>);
+
+/// What a connection has to remember between two turns.
+struct Serving {
     socket: OwnedReadHalf,
     port: Arc<Port>,
     link: Link,
@@ -53,7 +57,7 @@ pub(super) struct Connection {
     unfinished: bool,
     paused: bool,
     /// Dropped when the connection is over: the server waits for that when it stops.
-    _alive: mpsc::Sender<()>,
+    alive: mpsc::Sender<()>,
 }
 
 impl Connection {
@@ -68,7 +72,7 @@ impl Connection {
         let pulse = Pulse::new(clock.now(), broker.config().connect_timeout_ms);
         let port = Arc::new(Port::new(write_half, pulse));
         let outlet: SharedOutlet = Arc::clone(&port) as SharedOutlet;
-        Self {
+        Self(Some(Serving {
             socket,
             port,
             link: broker.connection(outlet, peer),
@@ -77,26 +81,32 @@ impl Connection {
             partial: Vec::new(),
             unfinished: false,
             paused: false,
-            _alive: alive,
-        }
+            alive,
+        }))
     }
+}
+
+impl Future for Connection {
+    type Output = ();
 
     /// Serves the connection until it ends.
-    pub(super) async fn run(mut self) {
-        let goodbye = std::future::poll_fn(|context| self.poll(context)).await;
-        tracing::debug!(
-            client = self.client_id().as_deref().unwrap_or("-"),
-            why = %goodbye.why,
-            "connection closed"
-        );
-        if !self.port.is_broken() {
-            // Boxed, so that it costs the living nothing.
-            Box::pin(self.close(goodbye)).await;
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Some(serving) = &mut self.0 else { return Poll::Ready(()) };
+        let goodbye = ready!(serving.poll(context));
+        if let Some(serving) = self.0.take() {
+            serving.end(goodbye);
         }
+        Poll::Ready(())
     }
+}
 
-    fn client_id(&self) -> Option<String> {
-        self.link.session().map(|session| session.client_id().to_owned())
+impl Serving {
+    /// The link has ended: what is left goes on as a task of its own.
+    fn end(self, goodbye: Goodbye) {
+        tracing::debug!(why = %goodbye.why, "connection closed");
+        if !self.port.is_broken() {
+            tokio::spawn(close(self.socket, self.port, goodbye, self.alive));
+        }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Goodbye> {
@@ -227,21 +237,25 @@ impl Connection {
         }
         Ok(())
     }
+}
 
-    /// Gives the peer its last bytes and waits a while for it to hang up: closing at once with
-    /// bytes unread would make the kernel throw the last ones away.
-    async fn close(self, goodbye: Goodbye) {
-        let Self { mut socket, port, .. } = self;
-        let farewell = async {
-            let mut rest = &goodbye.bytes[..];
-            while !rest.is_empty() && port.socket.writable().await.is_ok() {
-                let written = port.write(rest);
-                rest = &rest[written..];
-            }
-            let _ = rustix::net::shutdown(port.socket.as_ref(), rustix::net::Shutdown::Write);
-            let mut discarded = [0; 1024];
-            while socket.read(&mut discarded).await.is_ok_and(|count| count > 0) {}
-        };
-        let _ = tokio::time::timeout(LINGER, farewell).await;
-    }
+/// Gives the peer its last bytes and waits a while for it to hang up: closing at once with bytes
+/// unread would make the kernel throw the last ones away.
+async fn close(
+    mut socket: OwnedReadHalf,
+    port: Arc<Port>,
+    goodbye: Goodbye,
+    _alive: mpsc::Sender<()>,
+) {
+    let farewell = async {
+        let mut rest = &goodbye.bytes[..];
+        while !rest.is_empty() && port.socket.writable().await.is_ok() {
+            let written = port.write(rest);
+            rest = &rest[written..];
+        }
+        let _ = rustix::net::shutdown(port.socket.as_ref(), rustix::net::Shutdown::Write);
+        let mut discarded = [0; 1024];
+        while socket.read(&mut discarded).await.is_ok_and(|count| count > 0) {}
+    };
+    let _ = tokio::time::timeout(LINGER, farewell).await;
 }

@@ -304,7 +304,7 @@ async fn accept(
             Ok((stream, _)) => {
                 let _ = stream.set_nodelay(true);
                 let connection = Connection::new(stream, &broker, clock, alive.clone());
-                tokio::spawn(connection.run());
+                tokio::spawn(connection);
             }
             Err(error) => {
                 // Out of descriptors, mostly: those who are connected must not suffer for it.

@@ -75,11 +75,6 @@ impl OutboundAliases {
         Self { aliases: HashMap::new(), maximum }
     }
 
-    /// Whether the peer takes aliases at all.
-    pub const fn is_enabled(&self) -> bool {
-        self.maximum > 0
-    }
-
     /// The alias for `topic`. The packet must then be sent: the alias is set by it.
     pub fn assign(&mut self, topic: &str) -> Assigned {
         if self.maximum == 0 {

@@ -237,13 +237,14 @@ fn will_topic_must_be_a_topic_name() {
 #[test]
 fn ordinary_client_identifiers_are_accepted() {
     // [MQTT-3.1.3-5]
-    each(ALL, |v| {
+    // One version after the other, or they would take the sessions over.
+    for &v in ALL {
         for id in ["0", "zZ", "0123456789abcdefghijklm", "nopqrstuvwxyzABCDEFGHIJ"] {
             broker().connect(v, connect(id)).leave();
         }
         let exotic = client_id().replace('x', "/ü €");
         broker().connect(v, connect(exotic)).leave();
-    });
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod peer;
 mod wire;
 
 mod connect;
+mod exactly_once;
 mod flow_control;
 mod hostile;
 mod publish_qos;

@@ -403,6 +403,49 @@ fn messages_keep_their_order() {
 }
 
 #[test]
+fn each_publisher_keeps_its_own_order() {
+    // [MQTT-4.6.0-5]: also when several talk at once, to several
+    each(ALL, |v| {
+        let topic = topic();
+        let mut subscribers: Vec<_> = (0..2).map(|_| broker().join(v)).collect();
+        for subscriber in &mut subscribers {
+            subscriber.subscribe(&topic, 1);
+        }
+        std::thread::scope(|scope| {
+            for name in 0..3 {
+                let topic = &topic;
+                scope.spawn(move || {
+                    let mut publisher = broker().join(v);
+                    for batch in 0..10_u16 {
+                        let ids = batch * 10 + 1..=batch * 10 + 10;
+                        let packets = ids
+                            .clone()
+                            .map(|n| publish(topic, format!("{name} {n}")).qos(1, n).bytes(v));
+                        publisher.send(packets.collect::<Vec<_>>().concat());
+                        for n in ids {
+                            publisher.expect_accepted(puback(n));
+                        }
+                    }
+                });
+            }
+            for subscriber in &mut subscribers {
+                scope.spawn(|| {
+                    let mut last = [0; 3];
+                    for _ in 0..300 {
+                        let got = subscriber.expect_any_publish();
+                        subscriber.ack(&got);
+                        let (name, n) = got.text().split_once(' ').expect("two words");
+                        let (name, n): (usize, u16) = (name.parse().unwrap(), n.parse().unwrap());
+                        assert_eq!(n, last[name] + 1);
+                        last[name] = n;
+                    }
+                });
+            }
+        });
+    });
+}
+
+#[test]
 fn payloads_arrive_unchanged() {
     // 3.3.3: any bytes, also none
     each(ALL, |v| {

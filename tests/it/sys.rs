@@ -150,3 +150,28 @@ fn clients_cannot_write_figures() {
     peer.subscribe("$SYS/broker/version", 0);
     assert_ne!(peer.expect_any_publish().text(), "forged");
 }
+
+#[test]
+fn refused_messages_are_acknowledged_and_go_nowhere() {
+    // 3.1.1 [MQTT-3.3.5-2]: a positive acknowledgement or the end; 5.0: 0x87 in PUBACK or PUBREC
+    let Some(broker) = broker_with(&["--sys-interval", "1"]) else { return };
+    for &v in ALL {
+        let mut subscriber = broker.join(v);
+        subscriber.subscribe("$SYS/forged", 0);
+        for (qos, ack) in [(1, puback(1)), (2, pubrec(1))] {
+            let mut publisher = broker.join(v);
+            publisher.send(publish("$SYS/forged", "x").qos(qos, 1));
+            match publisher.next() {
+                Some(Packet::Ack(got)) => {
+                    assert_eq!((got.first, got.id), (ack.first, 1));
+                    assert_eq!(got.code, if v == V5 { code::NOT_AUTHORIZED } else { 0 });
+                    publisher.expect_silence();
+                }
+                Some(Packet::Disconnect(got)) => assert_eq!(got.code, code::NOT_AUTHORIZED),
+                None if v != V5 => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        subscriber.expect_silence();
+    }
+}

@@ -153,6 +153,9 @@ fn faults(round: &Round) -> String {
         "{} lost, {} twice, {} out of order",
         round.lost, round.duplicates, round.out_of_order
     );
+    if round.under_way > 0 {
+        text += &format!(", {} still under way", round.under_way);
+    }
     if round.refused > 0 {
         text += &format!(", {} refused", round.refused);
     }
