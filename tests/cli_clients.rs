@@ -57,6 +57,7 @@ impl Broker {
         panic!("mosquitto does not start");
     }
 
+    #[expect(clippy::zombie_processes, reason = "`Drop` waits for it, or it has ended")]
     fn start_at(program: &Path, port: u16, settings: &str, folder: &Path) -> Option<(Child, Log)> {
         let config = folder.join("mosquitto.conf");
         let text =
@@ -77,7 +78,6 @@ impl Broker {
         let start = Instant::now();
         while start.elapsed() < SOON {
             if process.try_wait().unwrap().is_some() {
-                process.wait().unwrap();
                 return None;
             }
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
@@ -791,4 +791,32 @@ fn a_frozen_broker_is_given_up() {
     assert_eq!(first, "surgemq: timed out waiting for the answer to a ping");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Many lines through this crate's own broker: pipelined, complete, in order.
+#[test]
+fn many_lines_arrive_complete_and_in_order() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = surgemq::server::Server::builder().build();
+    let address = runtime.block_on(server.listen("tcp://127.0.0.1:0")).unwrap();
+    let port = address.port().to_string();
+    let lines: String = (0..50_000).map(|n| format!("line {n}\n")).collect();
+    for (version, qos) in [("311", "1"), ("5", "2"), ("31", "1")] {
+        let watch = ["-h", "127.0.0.1", "-p", &port, "-V", version, "-t", "t", "-q", qos];
+        let watch = [&watch[..], &["-C", "50000", "-W", "50", "-d"]].concat();
+        let mut watcher = command(Whose::Ours, "sub", &watch).spawn().unwrap();
+        let mut said = BufReader::new(watcher.stderr.take().unwrap()).lines();
+        assert!(said.any(|line| line.unwrap().starts_with("subscribed")));
+        // Somebody has to read what it says.
+        std::thread::spawn(move || said.for_each(drop));
+        let publish = ["-h", "127.0.0.1", "-p", &port, "-V", version, "-t", "t", "-q", qos, "-l"];
+        let start = Instant::now();
+        let output = finish_with_input(command(Whose::Ours, "pub", &publish), lines.as_bytes());
+        assert_eq!((output.status.code(), show(&output.stderr)), (Some(0), String::new()));
+        // One at a time would take far longer.
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        let output = finish(watcher);
+        assert!(output.stdout == lines.as_bytes(), "{version} at QoS {qos}");
+    }
+    runtime.block_on(server.stop(Duration::from_millis(100)));
 }
