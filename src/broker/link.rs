@@ -10,13 +10,13 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll};
 
 use super::connect::Asking;
 use super::outlet::{Order, SharedOutlet};
 use super::publish::{PLAIN_PUBLISH, RouteCache, WORK_PER_TURN};
-use super::session::{Flow, Session};
+use super::session::{Flow, Session, State};
 use super::turn::Turn;
 use super::{Broker, Millis};
 use crate::mqtt::{
@@ -353,7 +353,7 @@ impl Open {
                 Ok(())
             }
             Packet::PubRel(ack) => {
-                let known = self.session.lock().inbound.release(ack.packet_id);
+                let known = self.own_session()?.inbound.release(ack.packet_id);
                 let reason =
                     if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
                 self.acknowledge(PacketType::PubComp, ack.packet_id, reason, turn);
@@ -385,13 +385,25 @@ impl Open {
         }
     }
 
+    /// The session's state, unless another connection has it by now: then what this one still
+    /// brings must not count, or a QoS 2 message that was completed there would be handed on
+    /// again `[MQTT-4.3.3-10]`.
+    pub(crate) fn own_session(&self) -> Result<MutexGuard<'_, State>, Cause> {
+        let state = self.session.lock();
+        if state.epoch == self.epoch && !state.ended {
+            Ok(state)
+        } else {
+            Err(Cause::silent("another connection has the session"))
+        }
+    }
+
     /// An acknowledgement made room: what waits may be sent. `step` answers with the
     /// acknowledgement's reason code, or `None` when it acknowledged nothing, which is ignored.
     fn on_acknowledged(
         &self,
         broker: &Broker,
         turn: &mut Turn,
-        step: impl FnOnce(&mut super::session::State) -> Option<ReasonCode>,
+        step: impl FnOnce(&mut State) -> Option<ReasonCode>,
     ) {
         let mut state = self.session.lock();
         if state.epoch != self.epoch {

@@ -386,7 +386,7 @@ impl Open {
         let topic = self.resolve_alias(publish, &mut resolved)?;
         if let Some(id) = publish.packet_id {
             let maximum = if self.version.is_v5() { config.receive_maximum } else { u16::MAX };
-            match self.receive(id, publish.qos, maximum) {
+            match self.receive(id, publish.qos, maximum)? {
                 Received::New => {}
                 Received::Duplicate => {
                     self.acknowledge(PacketType::PubRec, id, ReasonCode::Success, turn);
@@ -438,18 +438,18 @@ impl Open {
     }
 
     /// Whether the message is to be handed on.
-    fn receive(&self, id: PacketId, qos: QoS, maximum: u16) -> Received {
+    fn receive(&self, id: PacketId, qos: QoS, maximum: u16) -> Result<Received, Cause> {
         // There are no more identifiers than this maximum, and QoS 1 is acknowledged in the turn
         // that reads it: nothing to remember.
         if qos == QoS::AtLeastOnce && maximum == u16::MAX {
-            return Received::New;
+            return Ok(Received::New);
         }
-        let mut state = self.session.lock();
+        let mut state = self.own_session()?;
         let received = state.inbound.on_publish(id, qos, maximum);
         if qos == QoS::AtLeastOnce && received == Received::New {
             state.inbound.on_puback_sent();
         }
-        received
+        Ok(received)
     }
 
     fn resolve_alias<'t>(
