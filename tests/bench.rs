@@ -95,7 +95,8 @@ fn json_keys_are_a_promise() {
                  latency.delivery latency.delivery_uncorrected latency.acknowledgement \
                  latency.acknowledgement_uncorrected broker broker.cpu_us_per_delivery \
                  broker.cpu_cores broker.rss_before_bytes broker.rss_peak_bytes generator \
-                 generator.cpu_us_per_delivery generator.cpu_cores generator.busiest_thread idle \
+                 generator.cpu_us_per_delivery generator.cpu_cores generator.busiest_thread \
+                 generator.waited_for_processor idle \
                  churn_per_s";
     let plan = "shape clients topics wildcards payload_bytes publish_qos subscribe_qos inflight \
                 protocol rate duration_s messages warm_up_s threads seed churn idle stalled";
@@ -217,6 +218,46 @@ fn a_histogram_log_is_written() {
         hdrhistogram::serialization::interval_log::IntervalLogIterator::new(&log).collect();
     assert!(entries.iter().all(Result::is_ok) && !entries.is_empty());
     assert!(String::from_utf8(log).unwrap().contains("Tag=fan-out.1.delivery,"));
+}
+
+/// Without `--url` the bench measures a broker of its own, and leaves none behind.
+#[test]
+fn own_broker_delivers_at_every_qos() {
+    for (qos, version) in [("0", "311"), ("1", "31"), ("2", "5")] {
+        let output = bench(&[
+            "mesh",
+            "-n",
+            "3",
+            "-m",
+            "3000",
+            "-q",
+            qos,
+            "-V",
+            version,
+            "-o",
+            "json",
+            "--churn",
+            "200",
+            "--idle",
+            "5",
+            "--wildcards",
+            "0.5",
+            "-t",
+            "4",
+        ]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let round = &report["shapes"][0]["summary"];
+        assert_eq!(round["delivered"], 9000, "QoS {qos}: {round}");
+        for fault in ["lost", "duplicates", "out_of_order", "refused", "broken_connections"] {
+            assert_eq!(round[fault], 0, "QoS {qos}: {fault}");
+        }
+        let acknowledged = &round["latency"]["acknowledgement"];
+        assert_eq!(acknowledged.is_null(), qos == "0", "QoS {qos}: {acknowledged}");
+        assert!(round["broker"]["rss_peak_bytes"].as_u64().unwrap() > 0);
+        assert_eq!(round["idle"]["connections"], 5);
+    }
 }
 
 #[test]

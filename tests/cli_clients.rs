@@ -77,6 +77,7 @@ impl Broker {
         let start = Instant::now();
         while start.elapsed() < SOON {
             if process.try_wait().unwrap().is_some() {
+                process.wait().unwrap();
                 return None;
             }
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
@@ -302,6 +303,7 @@ const FORMATS: &[&str] = &[
     "plain text, no codes; ünïcode",
     "%5q%-5r%05q",
     "%10D%-10P%5%",
+    "@z @Z @n@t@@",
 ];
 
 #[test]
@@ -717,4 +719,75 @@ fn a_restarted_broker_loses_no_line() {
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.contains("connecting again"), "{said}");
     broker.wait_for("Received PUBLISH", 20);
+}
+
+#[test]
+fn sub_subscribes_again_at_a_restarted_broker() {
+    let Some(mut broker) = Broker::start(OPEN) else { return };
+    let program = mosquitto().unwrap();
+    let port = broker.port.to_string();
+    for version in ["311", "5"] {
+        let arguments = ["-p", &port, "-t", "t/#", "-q", "1", "-C", "2", "-V", version];
+        let child = command(Whose::Ours, "sub", &arguments).spawn().unwrap();
+        broker.wait_for("Sending SUBACK", 1);
+        broker.publish(vec![Message::new("t/1", "before")]);
+        broker.process.kill().unwrap();
+        broker.process.wait().unwrap();
+        let folder = broker.folder.path();
+        let again = Broker::start_at(&program, broker.port, OPEN, folder).expect("port free");
+        (broker.process, broker.log) = again;
+        broker.wait_for("Sending SUBACK", 1);
+        broker.publish(vec![Message::new("t/2", "after").qos(QoS::AtLeastOnce)]);
+        let output = finish(child);
+        assert_eq!(show(&output.stdout), "before\\nafter\\n");
+        assert!(show(&output.stderr).contains("connecting again"), "{}", show(&output.stderr));
+        broker.forget_log();
+    }
+}
+
+/// Mosquitto's client warns and exits with 0; who asked for an acknowledgement should know.
+#[test]
+fn a_refused_message_is_a_failure() {
+    if mosquitto().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let rules = folder.path().join("acl");
+    std::fs::write(&rules, "topic readwrite open/#\n").unwrap();
+    for path in [folder.path(), &rules] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path, mode).unwrap();
+    }
+    let settings = format!("{OPEN}\nacl_file {}", rules.display());
+    let Some(broker) = Broker::start(&settings) else { return };
+    let port = broker.port.to_string();
+    let publish = |topic| {
+        let arguments = ["-p", &port, "-V", "5", "-q", "1", "-l", "-t", topic];
+        let output = finish_with_input(command(Whose::Ours, "pub", &arguments), b"a\nb\n");
+        (output.status.code(), show(&output.stderr))
+    };
+    assert_eq!(publish("open/x"), (Some(0), String::new()));
+    let (code, stderr) = publish("closed/x");
+    assert_eq!(code, Some(1));
+    assert!(
+        stderr.contains("message 2 was not delivered: the broker refused: not authorized"),
+        "{stderr}"
+    );
+}
+
+/// A broker that answers nothing more is not waited for without end.
+#[test]
+fn a_frozen_broker_is_given_up() {
+    let Some(broker) = Broker::start(OPEN) else { return };
+    let port = broker.port.to_string();
+    let arguments = ["-p", &port, "-t", "t", "-q", "1", "-k", "1", "-W", "20"];
+    let mut child = command(Whose::Ours, "sub", &arguments).spawn().unwrap();
+    broker.wait_for("Sending SUBACK", 1);
+    let pid = broker.process.id().to_string();
+    assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = stderr.next().unwrap().unwrap();
+    assert_eq!(first, "surgemq: timed out waiting for the answer to a ping");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -158,15 +158,19 @@ fn broker_cost(played: &Played, span: u64, delivered: u64) -> Option<BrokerCost>
 
 fn generator_cost(played: &Played, span: u64, delivered: u64) -> GeneratorCost {
     let threads = || played.from.threads.iter().zip(&played.until.threads);
-    let spent = threads().map(|(from, until)| until.running.saturating_sub(from.running)).sum();
-    let busy = threads().map(|(from, until)| {
-        let before = from.running + from.waiting;
-        (until.running + until.waiting).saturating_sub(before) as f64 / span as f64
-    });
+    let running = |(from, until): (&ThreadTime, &ThreadTime)| {
+        until.running.saturating_sub(from.running) as f64
+    };
+    let waiting = |(from, until): (&ThreadTime, &ThreadTime)| {
+        until.waiting.saturating_sub(from.waiting) as f64
+    };
+    let span = span as f64;
+    let spent: f64 = threads().map(running).sum();
     GeneratorCost {
-        cpu_us_per_delivery: per_delivery(spent, delivered),
-        cpu_cores: spent as f64 / span as f64,
-        busiest_thread: busy.fold(0.0, f64::max).min(1.0),
+        cpu_us_per_delivery: per_delivery(spent as u64, delivered),
+        cpu_cores: spent / span,
+        busiest_thread: threads().map(running).fold(0.0, f64::max) / span,
+        waited_for_processor: threads().map(waiting).fold(0.0, f64::max) / span,
     }
 }
 

@@ -220,8 +220,11 @@ pub struct GeneratorCost {
     pub cpu_us_per_delivery: Option<f64>,
     /// Processors in use.
     pub cpu_cores: f64,
-    /// Of the busiest thread: share of the time in which it ran or wanted to.
+    /// Of the busiest thread: share of the time in which it ran.
     pub busiest_thread: f64,
+    /// Of the thread that had to wait most: share of the time in which it could have run but had
+    /// no processor.
+    pub waited_for_processor: f64,
 }
 
 /// Idle connections.
@@ -335,6 +338,7 @@ impl Round {
                 ),
                 cpu_cores: of(|round| round.generator.cpu_cores),
                 busiest_thread: of(|round| round.generator.busiest_thread),
+                waited_for_processor: of(|round| round.generator.waited_for_processor),
             },
             idle: idle.first().map(|first| IdleReport {
                 connections: first.connections,

@@ -8,8 +8,10 @@ use super::plan::Plan;
 use super::report::Round;
 use super::stamp::Detail;
 
-/// A thread that ran or wanted to for more than this share of the time was never idle.
+/// A thread that ran for more than this share of the time had none left; so have processors.
 const BUSY: f64 = 0.9;
+/// A thread that had no processor for more than this share of the time was held up.
+const WAITED: f64 = 0.25;
 /// A broker that used less than this many processors had time left.
 const BROKER_BUSY: f64 = 0.85;
 
@@ -20,17 +22,19 @@ const BROKER_BUSY: f64 = 0.85;
 pub enum Warning {
     /// The load, not the broker, was the limit.
     GeneratorWasTheLimit {
-        /// Share of the time in which the busiest thread ran or wanted to.
+        /// Share of the time in which the busiest thread ran.
         busiest_thread: f64,
         /// Processors that the broker used.
         broker_cores: f64,
     },
-    /// Load and broker together used the machine up.
-    ProcessorsShared {
+    /// Load and broker together, or something else, used the machine up.
+    ProcessorsShort {
         /// Processors that both used.
         cores: f64,
         /// Processors there are.
         available: usize,
+        /// Share of the time in which a thread of the load had to wait for one.
+        waited: f64,
     },
     /// Without a rate latency says how long the queues are, not how fast the broker is.
     LatencyIsQueueDepth,
@@ -118,10 +122,15 @@ impl Warning {
         let broker = summary.broker.as_ref()?.cpu_cores;
         let cores = broker + summary.generator.cpu_cores;
         let busiest_thread = summary.generator.busiest_thread;
+        let waited = summary.generator.waited_for_processor;
         if busiest_thread > BUSY && broker < BROKER_BUSY {
             return Some(Self::GeneratorWasTheLimit { busiest_thread, broker_cores: broker });
         }
-        (cores > BUSY * available as f64).then_some(Self::ProcessorsShared { cores, available })
+        (cores > BUSY * available as f64 || waited > WAITED).then_some(Self::ProcessorsShort {
+            cores,
+            available,
+            waited,
+        })
     }
 }
 
@@ -135,15 +144,16 @@ impl fmt::Display for Warning {
                  machine of its own for the broker (--url)",
                 busiest_thread * 100.0
             ),
-            Self::ProcessorsShared { cores, available } => write!(
+            Self::ProcessorsShort { cores, available, waited } => write!(
                 f,
-                "generator and broker together used {cores:.2} of {available} processors: what \
-                 the one takes the other lacks; compare processor time per delivery rather than \
-                 rates, or run the broker elsewhere (--url)"
+                "processors were short: generator and broker used {cores:.2} of {available}, and \
+                 the load waited for one {:.0} % of the time; compare processor time per delivery \
+                 rather than rates, or give the broker a machine of its own (--url)",
+                waited * 100.0
             ),
             Self::LatencyIsQueueDepth => f.write_str(
-                "publishers were not throttled, so latency is only the depth of full queues (or windows); \
-                 use --rate to see how fast the broker answers",
+                "publishers were not throttled, so latency is only the depth of full queues (or \
+                 windows); use --rate to see how fast the broker answers",
             ),
             Self::NoProcess => f.write_str(
                 "the broker's processor time and memory are not known; name its process with --pid",
@@ -151,8 +161,12 @@ impl fmt::Display for Warning {
             Self::PayloadTooSmall { needed, sequence } => write!(
                 f,
                 "the payload is too small to carry {}; use --payload {needed} or more",
-                if *sequence { "times, so there is no latency" } else { "a sequence number, so \
-                 losses are only counted and duplicates, disorder and latency are not seen" }
+                if *sequence {
+                    "times, so there is no latency"
+                } else {
+                    "a sequence number, so \
+                 losses are only counted and duplicates, disorder and latency are not seen"
+                }
             ),
             Self::Lost { lost, expected } => write!(
                 f,

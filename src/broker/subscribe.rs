@@ -1,5 +1,6 @@
 //! SUBSCRIBE and UNSUBSCRIBE, and the retained messages that a new subscription is owed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Broker;
@@ -242,7 +243,12 @@ impl Broker {
             let is_front = |replay: &&mut Replay| Arc::ptr_eq(&replay.subscription, &subscription);
             match (rest, state.replays.front_mut().filter(is_front)) {
                 (Some(after), Some(front)) => front.after = Some(after),
-                (None, Some(_)) => drop(state.replays.pop_front()),
+                (None, Some(_)) => {
+                    state.replays.pop_front();
+                    if state.replays.is_empty() {
+                        state.replays = VecDeque::new(); // an idle session keeps no buffer
+                    }
+                }
                 (_, None) => {}
             }
         }

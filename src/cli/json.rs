@@ -13,8 +13,8 @@ pub(super) enum Json {
     Bool(bool),
     Number(f64),
     Text(Vec<u8>),
-    Array(Vec<Json>),
-    Object(Vec<(Vec<u8>, Json)>),
+    Array(Vec<Self>),
+    Object(Vec<(Vec<u8>, Self)>),
 }
 
 /// Deeper nesting is refused, as cJSON does.

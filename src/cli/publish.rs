@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use bytes::Bytes;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::time::{sleep, timeout};
 
 use super::client_args::{ClientArgs, parse_qos};
@@ -142,11 +142,7 @@ impl Publisher {
 
     async fn lines(&mut self) -> Result<(), Failure> {
         if std::io::stderr().is_terminal() && !std::io::stdin().is_terminal() {
-            let style = "{spinner} {human_pos} messages acknowledged, {per_sec}, {elapsed}";
-            self.progress = ProgressBar::new_spinner().with_style(
-                ProgressStyle::with_template(style)
-                    .unwrap_or_else(|_| ProgressStyle::default_spinner()),
-            );
+            self.progress = progress_bar();
         }
         let mut lines = stdin_lines();
         loop {
@@ -201,7 +197,7 @@ impl Publisher {
             Ok(_) => {
                 self.acknowledged += 1;
                 // The bar has a price of its own.
-                if self.acknowledged % 256 == 0 {
+                if self.acknowledged.is_multiple_of(256) {
                     self.progress.set_position(self.acknowledged);
                 }
                 Ok(())
@@ -224,7 +220,7 @@ impl Publisher {
             }
             Err(error) => {
                 let open = self.deliveries.len() + 1;
-                self.voice.complain(format_args!("{open} messages are not acknowledged"));
+                self.voice.complain(format_args!("messages without an acknowledgement: {open}"));
                 Err(error.into())
             }
         }
@@ -246,7 +242,8 @@ impl Publisher {
     fn interrupted<T>(&self, code: u8) -> Result<T, Failure> {
         let open = self.deliveries.len();
         if open > 0 {
-            self.voice.complain(format_args!("interrupted: {open} messages are not acknowledged"));
+            self.voice
+                .complain(format_args!("interrupted; messages without an acknowledgement: {open}"));
         }
         Err(Failure::Interrupted(code))
     }
@@ -254,9 +251,21 @@ impl Publisher {
     fn verdict(&self) -> Result<(), Failure> {
         match self.failed {
             0 => Ok(()),
+            1 => Err(anyhow!("one message was not delivered").into()),
             count => Err(anyhow!("{count} messages were not delivered").into()),
         }
     }
+}
+
+fn progress_bar() -> ProgressBar {
+    let style = "{spinner} {human_pos} messages acknowledged, {rate} per second, {elapsed}";
+    let style = ProgressStyle::with_template(style)
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
+        .with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            // A failure to print the progress is none of the work.
+            let _ = write!(out, "{:.0}", state.per_sec());
+        });
+    ProgressBar::new_spinner().with_style(style)
 }
 
 /// Waits for the result of the oldest delivery and removes it.

@@ -166,12 +166,20 @@ impl Requester {
             request.properties.correlation_data = Some(tag.into());
         }
         let expected = request.properties.correlation_data.clone();
-        // The response may come before the acknowledgement, and is what matters.
-        let _delivery = client.enqueue(request).await?;
+        let mut delivery = client.enqueue(request).await?;
+        let mut acknowledged = false;
         loop {
-            let Some(response) = responses.recv().await else {
-                return Err(client.closed().await.into());
+            // The response may come before the acknowledgement, and is what matters; but a
+            // request that was refused has none.
+            let response = tokio::select! {
+                response = responses.recv() => response,
+                result = &mut delivery, if !acknowledged => {
+                    result?;
+                    acknowledged = true;
+                    continue;
+                }
             };
+            let Some(response) = response else { return Err(client.closed().await.into()) };
             // A responder that does not know about correlation data is answered for.
             let given = response.properties.correlation_data.as_ref();
             let foreign = self.correlates && given.is_some() && given != expected.as_ref();

@@ -104,6 +104,9 @@ impl OutputArgs {
 /// How many messages are taken and printed at once.
 const BATCH: usize = 512;
 
+/// How many bytes are written at once.
+const WRITE: usize = 1 << 20;
+
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let plan = args.client.plan(Version::V311)?;
     let topics: Vec<String> = plan.url_topic.iter().chain(&args.topic).cloned().collect();
@@ -133,7 +136,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let voice = subscriber.voice;
     let options = plan.options.keep_unclaimed(true).reconnect(Reconnect::default());
     let farewell = plan.properties.disconnect.clone();
-    let unsubscribe = (args.unsubscribe, plan.properties.unsubscribe);
+    let unsubscribe =
+        Unsubscribe { filters: args.unsubscribe, properties: plan.properties.unsubscribe };
     let deadline = args.timeout.map(Duration::from_secs);
     client_run::run(voice, plan.version, async move {
         let signals = Signals::new()?;
@@ -190,6 +194,12 @@ fn parse_percentage(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "a percentage is between 0.1 and 100".to_owned())
 }
 
+/// What `-U` asks for.
+struct Unsubscribe {
+    filters: Vec<String>,
+    properties: Vec<(Box<str>, Box<str>)>,
+}
+
 /// A connection and what may end it from outside.
 struct Session {
     client: Client,
@@ -235,7 +245,7 @@ impl Subscriber {
         mut self,
         mut session: Session,
         wanted: Option<Subscribe>,
-        unsubscribe: (Vec<String>, Vec<(Box<str>, Box<str>)>),
+        unsubscribe: Unsubscribe,
         leave_early: bool,
     ) -> Result<(), Failure> {
         // Messages of a kept session's older subscriptions are printed too.
@@ -250,9 +260,9 @@ impl Subscriber {
         if leave_early {
             return Ok(());
         }
-        let (filters, properties) = unsubscribe;
-        if !filters.is_empty() {
+        if !unsubscribe.filters.is_empty() {
             let client = session.client.clone();
+            let Unsubscribe { filters, properties } = unsubscribe;
             session.until_stopped(client.unsubscribe_with(filters, properties)).await?;
             self.voice.explain(|| "unsubscribed".to_owned());
         }
@@ -305,6 +315,10 @@ impl Subscriber {
             {
                 let topic = &message.topic;
                 self.voice.complain(format_args!("the payload is not valid JSON on topic {topic}"));
+            }
+            if out.len() >= WRITE {
+                std::io::stdout().lock().write_all(&out)?;
+                out.clear();
             }
             if let Some(left) = &mut self.remaining {
                 *left -= 1;

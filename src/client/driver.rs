@@ -84,6 +84,8 @@ struct Link {
     /// How much of `output` is with the socket.
     written: usize,
     keep_alive: KeepAlive,
+    /// Whether reading waits for the user.
+    paused: bool,
     version: Version,
 }
 
@@ -118,6 +120,7 @@ impl Link {
             output: Vec::new(),
             written: 0,
             keep_alive: KeepAlive::new(keep_alive_secs, options.ping_timeout, Instant::now()),
+            paused: false,
             version: options.version,
         })
     }
@@ -158,9 +161,7 @@ impl Link {
             if closing {
                 return Ok(());
             }
-            if paused {
-                self.keep_alive.on_paused(Instant::now());
-            }
+            self.paused = paused;
             let pending = self.written < self.output.len();
             let wake = tokio::select! {
                 read = self.reader.read(self.input.space()), if !paused => Wake::Read(read),
@@ -229,10 +230,16 @@ impl Link {
     }
 
     fn on_tick(&mut self, shared: &Shared, timer: std::pin::Pin<&mut Sleep>) -> Result<(), Error> {
+        if self.paused {
+            self.keep_alive.on_paused();
+        }
         match self.keep_alive.duty(Instant::now()) {
             Duty::Wait => {}
             Duty::Ping => shared.locked(|state| state.put(&Packet::PingReq)),
             Duty::GiveUp => return Err(Error::Timeout("the answer to a ping")),
+        }
+        if self.paused {
+            self.keep_alive.on_paused();
         }
         timer.reset(tokio::time::Instant::now() + self.until_duty());
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, TryAcquireError, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError, oneshot};
 
 use super::driver;
 use super::establish::establish;
@@ -149,11 +149,11 @@ impl Client {
         check_topic(&message.topic)?;
         let shared = self.shared();
         let weight = message.weight().min(shared.options.outbound_bytes);
-        self.acquire(&shared.window, 1).await?;
-        if let Err(error) = self.acquire(&shared.bytes, weight).await {
-            shared.window.add_permits(1);
-            return Err(error);
-        }
+        // Held until both are there, so that a caller who gives up in between takes nothing along.
+        let place = self.acquire(&shared.window, 1).await?;
+        let bytes = self.acquire(&shared.bytes, weight).await?;
+        place.forget();
+        bytes.forget();
         Ok(self.accept(message, weight))
     }
 
@@ -179,20 +179,18 @@ impl Client {
         Delivery { receiver }
     }
 
-    async fn acquire(&self, semaphore: &Semaphore, count: usize) -> Result<(), Error> {
+    async fn acquire<'a>(
+        &self,
+        semaphore: &'a Semaphore,
+        count: usize,
+    ) -> Result<SemaphorePermit<'a>, Error> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         // The first attempt costs the task nothing of its turn, so that a burst stays a burst.
         let permit = match semaphore.try_acquire_many(count) {
             Err(TryAcquireError::NoPermits) => semaphore.acquire_many(count).await.ok(),
             other => other.ok(),
         };
-        match permit {
-            Some(permit) => {
-                permit.forget();
-                Ok(())
-            }
-            None => Err(self.shared().ended().unwrap_or(Error::Closed)),
-        }
+        permit.ok_or_else(|| self.shared().ended().unwrap_or(Error::Closed))
     }
 
     /// Waits until every message that was accepted so far is acknowledged (QoS 0: handed to the

@@ -20,6 +20,9 @@ use crate::mqtt::{PacketId, QoS};
 #[derive(Debug, Default)]
 pub(crate) struct Inbound {
     entries: HashMap<PacketId, Entry>,
+    /// How many exchanges the current connection has begun, or repeated, and not ended: what the
+    /// receive maximum bounds.
+    in_use: usize,
     /// Counts connections: an acknowledgement belongs to the one that delivered.
     link: u64,
     /// Counts sessions: what an older one delivered is nobody's business any more.
@@ -67,11 +70,14 @@ impl Inbound {
             let repeated =
                 entry.qos == qos && (qos == QoS::ExactlyOnce || dup && entry.link != link);
             if repeated {
+                self.in_use += usize::from(entry.link != link);
                 entry.link = link;
                 return if entry.taken { Arrival::AcknowledgeAgain } else { Arrival::Duplicate };
             }
         }
-        self.entries.insert(id, Entry { qos, taken: false, readers: 1, link, serial });
+        let entry = Entry { qos, taken: false, readers: 1, link, serial };
+        let previous = self.entries.insert(id, entry);
+        self.in_use += usize::from(previous.is_none_or(|entry| entry.link != link));
         Arrival::Deliver(Owed { packet_id: id, qos, session: self.session, serial })
     }
 
@@ -102,6 +108,7 @@ impl Inbound {
         let expected = entry.link == self.link;
         if owed.qos == QoS::AtLeastOnce || refused && expected {
             self.entries.remove(&owed.packet_id);
+            self.in_use -= usize::from(expected);
         } else {
             entry.taken = true;
         }
@@ -110,15 +117,24 @@ impl Inbound {
 
     /// A PUBREL came: whether the identifier was known. PUBCOMP is the answer in any case.
     pub(crate) fn on_pubrel(&mut self, id: PacketId) -> bool {
-        match self.entries.get(&id) {
-            Some(entry) if entry.qos == QoS::ExactlyOnce => self.entries.remove(&id).is_some(),
-            _ => false,
+        let Some(entry) = self.entries.get(&id) else { return false };
+        if entry.qos != QoS::ExactlyOnce {
+            return false;
         }
+        self.in_use -= usize::from(entry.link == self.link);
+        self.entries.remove(&id);
+        true
+    }
+
+    /// How many exchanges the peer has running on this connection.
+    pub(crate) fn in_use(&self) -> usize {
+        self.in_use
     }
 
     /// A connection was made; `kept` says whether the broker has kept the session.
     pub(crate) fn on_connected(&mut self, kept: bool) {
         self.link += 1;
+        self.in_use = 0;
         if !kept {
             self.session += 1;
             self.entries.clear();
@@ -187,6 +203,25 @@ mod tests {
         inbound.on_connected(true);
         assert!(!inbound.on_taken(owed, false));
         assert_eq!(inbound.on_publish(ID, QoS::ExactlyOnce, true, 2), Arrival::AcknowledgeAgain);
+    }
+
+    #[test]
+    fn what_the_receive_maximum_bounds() {
+        let mut inbound = Inbound::default();
+        let one = deliver(&mut inbound, QoS::AtLeastOnce, false, 1);
+        assert_eq!(inbound.in_use(), 1);
+        assert!(inbound.on_taken(one, false));
+        assert_eq!(inbound.in_use(), 0);
+        let two = deliver(&mut inbound, QoS::ExactlyOnce, false, 2);
+        assert!(inbound.on_taken(two, false));
+        assert_eq!(inbound.in_use(), 1, "until PUBREL");
+        inbound.on_connected(true);
+        assert_eq!(inbound.in_use(), 0, "not repeated yet");
+        inbound.on_publish(ID, QoS::ExactlyOnce, true, 3);
+        inbound.on_publish(ID, QoS::ExactlyOnce, true, 4);
+        assert_eq!(inbound.in_use(), 1);
+        assert!(inbound.on_pubrel(ID));
+        assert_eq!(inbound.in_use(), 0);
     }
 
     #[test]

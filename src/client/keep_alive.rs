@@ -41,11 +41,10 @@ impl KeepAlive {
         self.asked = None;
     }
 
-    /// Reading is paused, so an answer cannot be seen: start its time anew.
-    pub(crate) fn on_paused(&mut self, now: Instant) {
-        if self.asked.is_some() {
-            self.asked = Some(now);
-        }
+    /// Reading is paused, so an answer cannot be seen: none is waited for, but the broker must
+    /// go on hearing from us.
+    pub(crate) fn on_paused(&mut self) {
+        self.asked = None;
     }
 
     /// When [`KeepAlive::duty`] will have something to do.
@@ -95,10 +94,11 @@ mod tests {
         let start = Instant::now();
         let mut keep_alive = KeepAlive::new(10, 5 * SECOND, start);
         assert_eq!(keep_alive.duty(start + 10 * SECOND), Duty::Ping);
-        keep_alive.on_paused(start + 14 * SECOND);
+        keep_alive.on_paused();
         assert_eq!(keep_alive.duty(start + 15 * SECOND), Duty::Wait);
+        assert_eq!(keep_alive.duty(start + 20 * SECOND), Duty::Ping);
         keep_alive.on_received();
-        assert_eq!(keep_alive.deadline(), Some(start + 20 * SECOND));
+        assert_eq!(keep_alive.deadline(), Some(start + 30 * SECOND));
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! A client of any MQTT broker, for applications: it publishes, subscribes, and mends its
 //! connection.
 //!
-//! ```no_run
+//! ```
 //! use surgemq::client::{Client, Filter, Message};
 //! use surgemq::mqtt::QoS;
 //!
-//! # async fn example() -> Result<(), surgemq::client::Error> {
-//! let client = Client::connect("mqtt://127.0.0.1:1883").await?;
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let server = surgemq::server::Server::builder().build();
+//! # let address = server.listen("tcp://127.0.0.1:0").await?;
+//! # let url = format!("mqtt://{address}");
+//! // Such as "mqtt://user:password@broker.example:1883".
+//! let client = Client::connect(&url).await?;
 //! let mut temperatures =
 //!     client.subscribe(Filter::new("plant/+/temperature", QoS::AtLeastOnce)).await?;
 //!

@@ -49,6 +49,13 @@ enum Stage {
     Released,
 }
 
+impl<T> Flight<T> {
+    /// Whether the peer may have it: sent on this connection or on an earlier one.
+    fn was_sent(&self) -> bool {
+        self.sent_before || self.stage != Stage::Queued
+    }
+}
+
 /// What has to be sent next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Due<'a, T> {
@@ -122,7 +129,7 @@ impl<T> Outbound<T> {
     /// A PUBACK came. `None`: it acknowledges nothing.
     pub(crate) fn on_puback(&mut self, id: PacketId) -> Option<T> {
         match self.flights.get(&id) {
-            Some(f) if f.qos == QoS::AtLeastOnce && f.stage == Stage::Sent => self.finish(id),
+            Some(f) if f.qos == QoS::AtLeastOnce && f.was_sent() => self.finish(id),
             _ => None,
         }
     }
@@ -130,14 +137,19 @@ impl<T> Outbound<T> {
     /// A PUBREC came; `refused` says whether its reason code is an error.
     pub(crate) fn on_pubrec(&mut self, id: PacketId, refused: bool) -> Received<T> {
         let Some(flight) = self.flights.get_mut(&id) else { return Received::Unknown };
-        if flight.qos != QoS::ExactlyOnce || flight.stage == Stage::Queued {
+        if flight.qos != QoS::ExactlyOnce || !flight.was_sent() {
             return Received::Unknown;
         }
-        if refused && flight.stage == Stage::Sent {
+        if refused && flight.stage != Stage::Released {
             // [MQTT-4.3.3-4]: an error code ends the exchange, no PUBREL follows.
             return self.finish(id).map_or(Received::Unknown, Received::Refused);
         }
+        let resend_was_due = flight.stage == Stage::Queued;
         flight.stage = Stage::Released;
+        if resend_was_due {
+            self.running += 1;
+            self.queued.retain(|queued| *queued != id);
+        }
         Received::Release
     }
 
@@ -306,6 +318,22 @@ mod tests {
         assert_eq!(outbound.on_pubcomp(id(8)), Some("c"));
         assert_eq!(outbound.on_puback(id(9)), Some("a"));
         assert_eq!(sent(&mut outbound), [(7, true, "b"), (1, false, "d")]);
+    }
+
+    #[test]
+    fn a_late_acknowledgement_spares_the_resend() {
+        let mut outbound = connected(2);
+        outbound.push(id(1), QoS::AtLeastOnce, "a");
+        outbound.push(id(2), QoS::ExactlyOnce, "b");
+        outbound.push(id(3), QoS::AtLeastOnce, "c");
+        sent(&mut outbound);
+        outbound.on_link_lost();
+        outbound.resume(2);
+        assert_eq!(outbound.on_pubrec(id(2), false), Received::Release);
+        assert_eq!(outbound.on_puback(id(1)), Some("a"));
+        assert_eq!(outbound.on_puback(id(3)), None, "never sent");
+        assert_eq!(sent(&mut outbound), [(3, false, "c")]);
+        assert_eq!(outbound.on_pubcomp(id(2)), Some("b"));
     }
 
     #[test]

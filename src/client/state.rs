@@ -82,6 +82,8 @@ pub(crate) struct State {
     pub(crate) requests: HashMap<PacketId, Request>,
     pub(crate) subscriptions: SubscriptionSet,
     inbound: Inbound,
+    /// What bounds the broker; before 5.0 it cannot be told.
+    receive_maximum: usize,
     outbound_aliases: OutboundAliases,
     inbound_aliases: InboundAliases,
     pub(crate) routes: Routes,
@@ -117,6 +119,11 @@ impl State {
             requests: HashMap::new(),
             subscriptions: SubscriptionSet::default(),
             inbound: Inbound::default(),
+            receive_maximum: if options.version.is_v5() {
+                options.receive_maximum.into()
+            } else {
+                usize::from(u16::MAX)
+            },
             outbound_aliases: OutboundAliases::default(),
             inbound_aliases: InboundAliases::default(),
             routes,
@@ -428,6 +435,12 @@ impl State {
             Some(id) => {
                 self.serial += 1;
                 match self.inbound.on_publish(id, publish.qos, publish.dup, self.serial) {
+                    Arrival::Deliver(_) if self.inbound.in_use() > self.receive_maximum => {
+                        // [MQTT-3.3.4-9]
+                        let reason = ReasonCode::ReceiveMaximumExceeded;
+                        let what = "more messages at once than the receive maximum";
+                        return Err(DecodeError { reason, what }.into());
+                    }
                     Arrival::Deliver(owed) => Some(owed),
                     Arrival::Duplicate => return Ok(()),
                     Arrival::AcknowledgeAgain => {

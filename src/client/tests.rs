@@ -335,6 +335,50 @@ async fn a_paused_reader_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_paused_reader_keeps_the_connection_alive() {
+    let broker = Broker::start().await;
+    let options = broker
+        .options()
+        .inbound_queue(1, 1 << 20)
+        .keep_alive_secs(1)
+        .ping_timeout(Duration::from_millis(1))
+        .reconnect(Reconnect::never());
+    let (client, mut peer) = broker.client(options).await;
+    let (subscription, _) = tokio::join!(client.subscribe("t"), peer.grant());
+    peer.publish("t", QoS::AtMostOnce, 0, false, "1").await;
+    // Reading is paused: nothing is answered, and pings are sent all the same.
+    for _ in 0..2 {
+        peer.expect(|packet| assert_eq!(packet, Packet::PingReq)).await;
+    }
+    peer.publish("t", QoS::AtMostOnce, 0, false, "2").await;
+    let mut subscription = subscription.unwrap();
+    for expected in [b"1", b"2"] {
+        assert_eq!(&subscription.recv().await.unwrap().payload[..], expected);
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_that_gives_up_leaves_its_place() {
+    let broker = Broker::start().await;
+    let options = broker.options().max_inflight(2).outbound_bytes(1);
+    let (client, mut peer) = broker.client(options).await;
+    let first = client.enqueue(message("1", QoS::AtLeastOnce)).await.unwrap();
+    // The second has a place and waits for memory.
+    let waiting = client.enqueue(message("2", QoS::AtLeastOnce));
+    assert!(timeout(Duration::from_millis(1), waiting).await.is_err());
+    let id = peer.expect_publish().await.1.unwrap();
+    peer.send(&Packet::PubAck(success(id))).await;
+    first.await.unwrap();
+    for n in 0..2 {
+        let next = client.enqueue(message("3", QoS::AtLeastOnce));
+        let delivery = timeout(SOON, next).await.unwrap_or_else(|_| panic!("{n}")).unwrap();
+        let id = peer.expect_publish().await.1.unwrap();
+        peer.send(&Packet::PubAck(success(id))).await;
+        delivery.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn messages_before_the_subscription_are_held_for_it() {
     let broker = Broker::start().await;
     let options = broker.options().clean_start(false).session_expiry_secs(60);
