@@ -77,7 +77,7 @@ impl Broker {
         loop {
             let limit = self.config().max_sessions;
             let (session, _) = self.sessions().get_or_create(&admission.client_id, limit)?;
-            let mut state = session.lock();
+            let mut state = session.lock_between_writes();
             if state.ended {
                 drop(state);
                 self.sessions().remove(&session);
@@ -144,7 +144,7 @@ impl Broker {
         publish_will: bool,
         turn: &mut Turn,
     ) -> Vec<u8> {
-        let mut state = session.lock();
+        let mut state = session.lock_between_writes();
         if state.epoch != epoch || state.ended {
             return Vec::new();
         }
@@ -227,7 +227,7 @@ impl Broker {
     /// which is published now `[MQTT-3.1.3.2-2]`.
     pub(crate) fn end_session(&self, session: &Arc<Session>, with_will: bool, turn: &mut Turn) {
         let (displaced, subscriptions, will) = {
-            let mut state = session.lock();
+            let mut state = session.lock_between_writes();
             if state.ended {
                 return;
             }

@@ -51,10 +51,10 @@ impl Target {
         self.subscriptions.push(subscription);
     }
 
-    /// Whether none of its subscriptions was cancelled since. To be asked under the session's
-    /// lock.
+    /// Whether one of its subscriptions at least was not cancelled since. To be asked under the
+    /// session's lock.
     pub(crate) fn stands(&self) -> bool {
-        !self.subscriptions.iter().any(|subscription| subscription.is_removed())
+        self.subscriptions.iter().any(|subscription| !subscription.is_removed())
     }
 }
 

@@ -182,6 +182,19 @@ impl Session {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The lock, to end the connection with: at a moment when no other thread holds bytes that
+    /// come before the last ones. Writing never waits, so this is about one system call long.
+    pub(crate) fn lock_between_writes(&self) -> MutexGuard<'_, State> {
+        loop {
+            let state = self.lock();
+            if !state.link.as_ref().is_some_and(|link| link.writing) {
+                return state;
+            }
+            drop(state);
+            std::thread::yield_now();
+        }
+    }
+
     pub(crate) fn flow(&self) -> Flow {
         match self.flow.load(Ordering::Relaxed) {
             0 => Flow::Open,
@@ -466,17 +479,14 @@ impl LinkState {
         true
     }
 
-    /// What is left to write when the link is cut, and whether a packet may follow it: not while
-    /// another thread holds bytes that come before.
+    /// What is left to write when the link is cut: what waits, and `last`. Needs
+    /// [`Session::lock_between_writes`].
     pub(crate) fn into_goodbye(
         mut self,
         last: &[u8],
     ) -> (SharedOutlet, Vec<u8>, Vec<SharedOutlet>) {
-        let mut bytes = Vec::new();
-        if !self.writing {
-            bytes = self.outbox.split_off(self.head);
-            bytes.extend_from_slice(last);
-        }
+        let mut bytes = self.outbox.split_off(self.head);
+        bytes.extend_from_slice(last);
         (self.outlet, bytes, self.waiters)
     }
 

@@ -158,7 +158,11 @@ impl Broker {
         let count = state.subscriptions.len();
         let known = state.subscriptions.find_mut(hash, |s| s.text() == subscription.text());
         let replaced = match known {
-            Some(known) => Some(std::mem::replace(known, Arc::clone(subscription))),
+            Some(known) => {
+                let old = std::mem::replace(known, Arc::clone(subscription));
+                state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &old));
+                Some(old)
+            }
             None if count >= self.config().max_subscriptions => {
                 drop(state);
                 self.drop_group(subscription);
@@ -175,13 +179,11 @@ impl Broker {
         if let Some(group) = &subscription.group {
             group.add(subscription);
         }
-        // The new one first, so that no message falls between the two.
+        // The new one first, so that no message falls between the two. The old one is not marked
+        // as removed: a message whose route was resolved before may still come through it, and
+        // would otherwise be lost [MQTT-3.8.4-4].
         self.topics().subscribe(subscription);
         if let Some(old) = &replaced {
-            {
-                let _lock = session.lock();
-                old.remove();
-            }
             self.forget(old);
         }
         Ok(replaced.is_none())

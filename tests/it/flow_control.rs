@@ -209,7 +209,7 @@ fn deaf_subscriber(v: Version, qos: u8) {
         let got = hears.expect_publish(&topic, &payload);
         hears.ack(&got);
     }
-    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    assert!(start.elapsed() < 3 * PATIENCE, "{:?}", start.elapsed());
 }
 
 #[test]
