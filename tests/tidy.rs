@@ -31,7 +31,7 @@ const FORBIDDEN: &[(&[&str], &str, &[&str])] = &[
     (&["mqtt", "session", "broker", "store", "auth"], "knows no tokio", &["tokio"]),
     (
         &["mqtt", "session", "broker"],
-        "does no I/O",
+        "does no I/O and starts or stops no threads",
         &[
             "std::fs",
             "std::process",
@@ -42,7 +42,10 @@ const FORBIDDEN: &[(&[&str], &str, &[&str])] = &[
             "std::io::stdin",
             "std::io::stdout",
             "std::io::stderr",
-            "std::thread",
+            "std::thread::spawn",
+            "std::thread::scope",
+            "std::thread::Builder",
+            "std::thread::sleep",
             "rustix::fs",
             "rustix::io",
             "rustix::net",
