@@ -506,6 +506,7 @@ fn pub_sends_the_same() {
         (1, format!("-L mqtt://127.0.0.1:{port}/p/url -m url"), ""),
         (1, "-t p/31 -m old -V mqttv31 -q 1".to_owned(), ""),
         (1, format!("-t p/props -m x {properties}"), ""),
+        (2, "-t p/alias -m x --repeat 2 -q 1 -D publish topic-alias 1".to_owned(), ""),
         (1, "-t p/retained -m kept -r -q 1".to_owned(), ""),
     ];
     let format = "%t|%q|%r|%l|%x|%C|%D|%E|%F|%P|%R";

@@ -29,8 +29,13 @@ pub(super) struct ClientArgs {
     /// Connect to a Unix domain socket instead
     #[arg(long, value_name = "PATH")]
     unix: Option<PathBuf>,
-    /// Broker, user, password and topic at once: mqtt://[USER[:PASSWORD]@]HOST[:PORT][/TOPIC]
-    #[arg(short = 'L', long, value_name = "URL")]
+    // Not a doc comment: its brackets would be links there.
+    #[arg(
+        short = 'L',
+        long,
+        value_name = "URL",
+        help = "Broker, user, password and topic at once: mqtt://[USER[:PASSWORD]@]HOST[:PORT][/TOPIC]"
+    )]
     url: Option<String>,
     /// Local address or host name to connect from
     #[arg(short = 'A', value_name = "ADDRESS")]

@@ -11,6 +11,9 @@
 //! A redelivery after a reconnect meets the entry of the first delivery: a message that still
 //! waits is not delivered twice, and a QoS 2 message that was taken is only acknowledged again.
 //! No socket, no clock, no payload.
+//!
+//! [`crate::session::Inbound`] is the broker's, which acknowledges at once and therefore does not
+//! have to remember who still has to take a message.
 
 use hashbrown::HashMap;
 

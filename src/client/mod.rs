@@ -47,14 +47,13 @@
 //!
 //! # Code
 //!
-//! `state` holds everything behind one lock; `outbound`, `inbound`, `aliases`, `requests`,
+//! `state` holds everything behind one lock; `outbound`, `inbound`, `inbound_topics`, `requests`,
 //! `routes`, `keep_alive` and `backoff` are its parts, without sockets and clocks. `driver` is
 //! the only task: it asks the state for bytes to write and hands it what it reads. `handle` and
 //! `subscription` are what a user calls.
 //!
 //! Not here: the broker, TLS, the command line.
 
-mod aliases;
 mod backoff;
 mod delivery;
 mod driver;
@@ -63,6 +62,7 @@ mod establish;
 mod event;
 mod handle;
 mod inbound;
+mod inbound_topics;
 mod keep_alive;
 mod message;
 mod options;

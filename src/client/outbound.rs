@@ -11,6 +11,11 @@
 //! No socket, no clock, no bytes: it says what to send next and what an acknowledgement means.
 //! It never lets more exchanges run than the peer's receive maximum; how many messages may be
 //! queued at all is bounded by its owner.
+//!
+//! [`crate::session::Outbound`] does the same for the broker and is another machine on purpose:
+//! it hands out identifiers by itself, where a client's are also those of SUBSCRIBE and
+//! UNSUBSCRIBE, and it knows no messages that wait or that are sent as new to a broker which lost
+//! the session.
 
 use std::collections::VecDeque;
 

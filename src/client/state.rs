@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use hashbrown::HashMap;
 use tokio::sync::oneshot;
 
-use super::aliases::{Aliased, InboundAliases, OutboundAliases};
 use super::inbound::{Arrival, Inbound, Owed};
+use super::inbound_topics::InboundTopics;
 use super::message::borrowed_pairs;
 use super::outbound::{Outbound, Received};
 use super::requests::{Request, SubscriptionSet};
@@ -21,6 +21,7 @@ use crate::mqtt::{
     Ack, ConnAck, DecodeError, Disconnect, MAX_PACKET_SIZE, Packet, PacketId, Properties, Publish,
     QoS, ReasonCode, Version,
 };
+use crate::session::{Assigned, OutboundAliases};
 
 /// How many bytes of answers may wait for the socket before reading stops: a broker that asks
 /// and never reads must not fill the memory.
@@ -85,7 +86,7 @@ pub(crate) struct State {
     /// What bounds the broker; before 5.0 it cannot be told.
     receive_maximum: usize,
     outbound_aliases: OutboundAliases,
-    inbound_aliases: InboundAliases,
+    inbound_topics: InboundTopics,
     pub(crate) routes: Routes,
     overflow: Overflow,
     pub(crate) limits: BrokerLimits,
@@ -125,7 +126,7 @@ impl State {
                 usize::from(u16::MAX)
             },
             outbound_aliases: OutboundAliases::default(),
-            inbound_aliases: InboundAliases::default(),
+            inbound_topics: InboundTopics::default(),
             routes,
             overflow: options.overflow,
             limits: BrokerLimits::default(),
@@ -283,8 +284,8 @@ impl State {
             retain_available: announced.retain_available.unwrap_or(true),
         };
         let aliases = announced.topic_alias_maximum.unwrap_or(0).min(options.outbound_aliases);
-        self.outbound_aliases.reset(aliases);
-        self.inbound_aliases.reset(options.topic_alias_maximum);
+        self.outbound_aliases = OutboundAliases::new(aliases);
+        self.inbound_topics.reset(options.topic_alias_maximum);
         // 3.1 does not say whether it kept the session: if it was asked to, assume it.
         let kept = connack.session_present || self.version == Version::V31 && !fresh;
         let receive_maximum = announced.receive_maximum.unwrap_or(u16::MAX);
@@ -385,7 +386,12 @@ impl State {
             }
             Packet::PubComp(ack) => {
                 if let Some(parcel) = self.outbound.on_pubcomp(ack.packet_id) {
-                    self.finish(parcel, Acknowledgement::from_ack(&ack));
+                    // "Packet identifier not found" answers a PUBREL that was repeated because
+                    // the first PUBCOMP was lost: the broker has completed the exchange.
+                    let done = ack.reason == ReasonCode::PacketIdentifierNotFound;
+                    let known = Acknowledgement::from_ack(&ack);
+                    let result = if done { Ok(Acknowledgement::default()) } else { known };
+                    self.finish(parcel, result);
                 }
             }
             Packet::SubAck(ack) => {
@@ -429,7 +435,7 @@ impl State {
     }
 
     fn on_publish(&mut self, publish: &Publish<'_>) -> Result<(), Error> {
-        let topic = self.inbound_aliases.resolve(publish)?;
+        let topic = self.inbound_topics.resolve(publish)?;
         let owed = match publish.packet_id {
             None => None,
             Some(id) => {
@@ -507,16 +513,16 @@ fn encode_message(
     if message.retain && !limits.retain_available {
         return Err(Error::Unsupported("retained messages")); // [MQTT-3.2.2-14]
     }
-    let aliased = if version.is_v5() { aliases.assign(&message.topic) } else { Aliased::Full };
+    let aliased = if version.is_v5() { aliases.assign(&message.topic) } else { Assigned::None };
     let mut properties =
         if version.is_v5() { message.properties.to_wire() } else { Properties::default() };
     let topic = match aliased {
-        Aliased::Full => &*message.topic,
-        Aliased::Define(alias) => {
+        Assigned::None => &*message.topic,
+        Assigned::New(alias) => {
             properties.make_mut().topic_alias = Some(alias);
             &*message.topic
         }
-        Aliased::Use(alias) => {
+        Assigned::Known(alias) => {
             properties.make_mut().topic_alias = Some(alias);
             ""
         }
@@ -541,8 +547,8 @@ fn encode_message(
     };
     if result.is_err() {
         out.truncate(start);
-        if matches!(aliased, Aliased::Define(_)) {
-            aliases.undo(&message.topic);
+        if matches!(aliased, Assigned::New(_)) {
+            aliases.take_back(&message.topic);
         }
     }
     result

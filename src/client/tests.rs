@@ -198,7 +198,8 @@ async fn a_kept_session_resends_with_dup_in_order() {
     peer.expect_ack(Packet::PubRel, ids[1].get()).await;
     assert_eq!(peer.expect_publish().await, ("a".into(), Some(ids[0]), true));
     assert_eq!(peer.expect_publish().await, ("c".into(), Some(ids[2]), true));
-    peer.send(&Packet::PubComp(success(ids[1]))).await;
+    let reason = ReasonCode::PacketIdentifierNotFound; // the first PUBCOMP was lost
+    peer.send(&Packet::PubComp(Ack::new(ids[1], reason))).await;
     peer.send(&Packet::PubAck(success(ids[0]))).await;
     peer.send(&Packet::PubAck(success(ids[2]))).await;
     for delivery in deliveries {

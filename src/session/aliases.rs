@@ -90,6 +90,12 @@ impl OutboundAliases {
         self.aliases.insert(topic.into(), alias);
         Assigned::New(alias)
     }
+
+    /// The packet of the last [`Assigned::New`], for `topic`, turned out not to be sendable: the
+    /// alias is not set.
+    pub fn take_back(&mut self, topic: &str) {
+        self.aliases.remove(topic);
+    }
 }
 
 #[cfg(test)]
@@ -114,6 +120,8 @@ mod tests {
         assert_eq!(aliases.assign("a"), Assigned::New(1));
         assert_eq!(aliases.assign("a"), Assigned::Known(1));
         assert_eq!(aliases.assign("b"), Assigned::None);
+        aliases.take_back("a");
+        assert_eq!(aliases.assign("b"), Assigned::New(1));
         assert_eq!(OutboundAliases::new(0).assign("a"), Assigned::None);
     }
 }

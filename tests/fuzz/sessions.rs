@@ -20,9 +20,9 @@ enum Forward {
 
 #[derive(Debug, Clone, Copy)]
 enum Back {
-    PubAck(PacketId),
-    PubRec(PacketId),
-    PubComp(PacketId),
+    Acked(PacketId),
+    Received(PacketId),
+    Complete(PacketId),
 }
 
 struct World {
@@ -127,14 +127,14 @@ impl World {
                 }
                 if qos == QoS::AtLeastOnce {
                     self.inbound.on_puback_sent();
-                    self.back.push_back(Back::PubAck(id));
+                    self.back.push_back(Back::Acked(id));
                 } else {
-                    self.back.push_back(Back::PubRec(id));
+                    self.back.push_back(Back::Received(id));
                 }
             }
             Some(Forward::PubRel(id)) => {
                 self.inbound.release(id);
-                self.back.push_back(Back::PubComp(id));
+                self.back.push_back(Back::Complete(id));
             }
             None => {}
         }
@@ -142,16 +142,16 @@ impl World {
 
     fn deliver_back(&mut self) {
         match self.back.pop_front() {
-            Some(Back::PubAck(id)) => {
+            Some(Back::Acked(id)) => {
                 self.outbound.on_puback(id).expect("a PUBACK that was due");
                 self.over(id);
             }
-            Some(Back::PubRec(id)) => {
+            Some(Back::Received(id)) => {
                 let outcome = self.outbound.on_pubrec(id, false).expect("a PUBREC that was due");
                 assert!(matches!(outcome, PubRecOutcome::Release(Some(_))), "{outcome:?}");
                 self.forward.push_back(Forward::PubRel(id));
             }
-            Some(Back::PubComp(id)) => {
+            Some(Back::Complete(id)) => {
                 self.outbound.on_pubcomp(id).expect("a PUBCOMP that was due");
                 self.over(id);
             }

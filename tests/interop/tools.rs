@@ -32,9 +32,11 @@ pub(crate) fn present<T>(tool: Result<T, String>) -> Option<T> {
             panic!("CI=true, but {why}: see scripts/interop-setup");
         }
         Err(why) => {
-            // Not eprintln!, which the test harness keeps to itself.
             let name = std::thread::current().name().unwrap_or("a test").to_owned();
-            let _ = writeln!(std::io::stderr(), "skipped: {name}: {why}");
+            // Not eprintln!, which the test harness keeps to itself; in one piece, so that others
+            // do not write between.
+            let line = format!("skipped: {name}: {why}\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
             None
         }
     }
