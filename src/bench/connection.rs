@@ -178,18 +178,19 @@ impl<'a> Connection<'a> {
         })
     }
 
-    /// Reads once and handles every whole packet.
+    /// Reads once and handles every whole packet; returns whether the read was full, so that more
+    /// may be waiting.
     pub(super) fn read(
         &mut self,
         scratch: &mut [u8],
         shared: &mut Shared<'_>,
-    ) -> Result<(), Broken> {
+    ) -> Result<bool, Broken> {
         let kept = self.carry.len();
         scratch[..kept].copy_from_slice(&self.carry);
         let filled = match self.socket.read(&mut scratch[kept..]) {
             Ok(0) => return Err(Broken::Closed),
             Ok(count) => kept + count,
-            Err(error) if is_not_now(&error) => return Ok(()),
+            Err(error) if is_not_now(&error) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
         let now = clock::now();
@@ -213,7 +214,12 @@ impl<'a> Connection<'a> {
         if self.carry.len() == scratch.len() {
             return Err(Broken::TooLarge);
         }
-        self.write(shared, now)
+        if self.has_window() {
+            self.write(shared, now)?;
+        } else {
+            self.flush()?;
+        }
+        Ok(filled == scratch.len() && self.unsent.len() < MAX_UNSENT)
     }
 
     #[inline]
@@ -285,13 +291,17 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
+    /// Whether acknowledgements, not the socket, hold its publisher back.
+    fn has_window(&self) -> bool {
+        self.publishing.as_ref().is_some_and(|part| part.window.is_some())
+    }
+
     /// Sends what waits and, if the socket takes that, what is due: one batch at most, so that
     /// the other connections get their turn.
     pub(super) fn write(&mut self, shared: &mut Shared<'_>, now: u64) -> Result<(), Broken> {
         // Without a window the socket is what holds a publisher back. With one, the
         // acknowledgements that wait and the messages that they let go share a write.
-        let has_window = self.publishing.as_ref().is_some_and(|part| part.window.is_some());
-        if !has_window {
+        if !self.has_window() {
             self.flush()?;
             if !self.unsent.is_empty() {
                 return Ok(());

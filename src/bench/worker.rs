@@ -25,6 +25,12 @@ const LONGEST_WAIT: u64 = 20_000_000;
 /// leave in small batches rather than in a busy loop.
 const SHORTEST_TURN: u64 = 50_000;
 
+/// After so many turns the subscribers are looked at: publishers that have fallen behind must not
+/// make slow subscribers of their neighbours.
+const TURNS_AT_ONCE: usize = 8;
+/// Reads of one connection before the others get their turn.
+const READS_AT_ONCE: usize = 8;
+
 /// The timer's mark among the events; connections have their place.
 const TIMER: u64 = u64::MAX;
 
@@ -220,9 +226,12 @@ impl<'a> Worker<'a> {
         }
         if now >= self.next_turn && !self.swept {
             self.next_turn = now + SHORTEST_TURN;
-            while let Some(at) = self.pace.next_due(&self.shared.schedule, now) {
+            for _ in 0..TURNS_AT_ONCE {
+                let due = self.pace.next_due(&self.shared.schedule, now);
+                let Some(at) = due else { return };
                 self.publish(at, now);
             }
+            self.next_turn = now;
         }
     }
 
@@ -248,7 +257,16 @@ impl<'a> Worker<'a> {
         let mut outcome = Ok(());
         if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR)
         {
-            outcome = slot.connection.read(&mut self.scratch, &mut self.shared);
+            for _ in 0..READS_AT_ONCE {
+                match slot.connection.read(&mut self.scratch, &mut self.shared) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(broken) => {
+                        outcome = Err(broken);
+                        break;
+                    }
+                }
+            }
         }
         let now = clock::now();
         if outcome.is_ok() && flags.contains(epoll::EventFlags::OUT) {
