@@ -84,7 +84,7 @@ impl Default for Config {
             connect_timeout_ms: 10_000,
             max_connect_size: 1024 * 1024,
             max_packet_size: 16 * 1024 * 1024,
-            receive_maximum: u16::MAX,
+            receive_maximum: 1_000,
             max_inflight: 1_000,
             max_queued_messages: 100_000,
             max_queued_bytes: 64 * 1024 * 1024,

@@ -51,12 +51,14 @@ impl Link {
             Err(error) => {
                 // [MQTT-3.1.4-2], [MQTT-3.1.2-2]
                 let version = connect_version(frame.body);
-                return Err(refuse(version, error.reason, error.what, turn));
+                return Err(refuse(version, u32::MAX, error.reason, error.what, turn));
             }
         };
         let version = Some(connect.version);
-        let (admission, credentials) =
-            self.judge(&connect).map_err(|(reason, what)| refuse(version, reason, what, turn))?;
+        let max = connect.properties.maximum_packet_size.unwrap_or(u32::MAX);
+        let (admission, credentials) = self
+            .judge(&connect)
+            .map_err(|(reason, what)| refuse(version, max, reason, what, turn))?;
         if self.trusted {
             return self.on_answer(admission, Ok(()), turn);
         }
@@ -178,9 +180,14 @@ impl Link {
         turn: &mut Turn,
     ) -> Result<(), Cause> {
         let version = Some(admission.version);
-        answer.map_err(|reason| refuse(version, reason, "the client was refused", turn))?;
+        let max = admission.max_packet_size;
+        answer.map_err(|reason| refuse(version, max, reason, "the client was refused", turn))?;
         let config = self.broker.config();
         let expiry_secs = admission.requested_expiry_secs.min(config.max_session_expiry_secs);
+        if self.connack(&admission, expiry_secs, true).len() > max as usize {
+            let what = "CONNACK is larger than the client takes";
+            return Err(refuse(version, max, ReasonCode::PacketTooLarge, what, turn));
+        }
         let admitted =
             self.broker.admit(&admission, expiry_secs, turn, |session_present| Attachment {
                 outlet: self.outlet.clone(),
@@ -191,7 +198,7 @@ impl Link {
                 connack: self.connack(&admission, expiry_secs, session_present),
             });
         let Some((session, epoch)) = admitted else {
-            return Err(refuse(version, ReasonCode::QuotaExceeded, "too many sessions", turn));
+            return Err(refuse(version, max, ReasonCode::QuotaExceeded, "too many sessions", turn));
         };
         self.outlet.pulse().connected(turn.now, admission.keep_alive_secs);
         let topic_aliases = if admission.version.is_v5() { config.topic_alias_maximum } else { 0 };
@@ -210,7 +217,7 @@ impl Link {
             routes: None,
             problem_information: admission.problem_information,
             max_packet_size: admission.max_packet_size,
-            expiry_was_zero: expiry_secs == 0,
+            expiry_was_zero: admission.requested_expiry_secs == 0,
         });
         Ok(())
     }
@@ -257,6 +264,7 @@ impl Link {
 /// Writes a CONNACK that says no, if the version has one for this reason, and ends the link.
 fn refuse(
     version: Option<Version>,
+    max_packet_size: u32,
     reason: ReasonCode,
     what: &'static str,
     turn: &mut Turn,
@@ -267,7 +275,15 @@ fn refuse(
     };
     match version {
         Some(Version::V5) => {
-            encode(&answer(Properties::with_reason_string(what)), Version::V5, &mut turn.answers);
+            // [MQTT-3.2.2-19]: the reason string only if it fits, and nothing if nothing does.
+            for properties in [Properties::with_reason_string(what), Properties::default()] {
+                turn.answers.clear();
+                encode(&answer(properties), Version::V5, &mut turn.answers);
+                if turn.answers.len() <= max_packet_size as usize {
+                    break;
+                }
+                turn.answers.clear();
+            }
         }
         // Before 5.0 a malformed CONNECT is not answered at all `[MQTT-3.1.4-1]`.
         Some(_)

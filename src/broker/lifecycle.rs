@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::connect::Admission;
 use super::link::disconnect_packet;
 use super::outlet::Order;
-use super::session::{Attachment, Session};
-use super::shared::redistribute;
+use super::session::{Attachment, Flow, Session};
+use super::shared::{give_away, take_orphans};
+use super::subscription::Status;
 use super::turn::Turn;
 use super::will::Will;
 use super::{Broker, Millis};
 use crate::mqtt::ReasonCode;
+use crate::session::Outbound;
 
 /// Sessions that have something to do at a time: their will, their end. An entry only says when
 /// to look; the session itself says what is due.
@@ -50,6 +52,12 @@ impl Timers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Reverse(entry));
     }
 
+    /// Forgets entries of sessions that are gone, now and then: each keeps a session's memory.
+    fn purge(&self) {
+        let mut heap = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heap.retain(|entry| entry.0.session.strong_count() > 0);
+    }
+
     fn pop_due(&self, now: Millis) -> Option<Weak<Session>> {
         let mut heap = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         heap.peek().is_some_and(|entry| entry.0.at <= now).then(|| heap.pop())?.map(|e| e.0.session)
@@ -84,18 +92,21 @@ impl Broker {
                 continue;
             }
             let used = state.epoch > 0;
-            let present = used && state.expiry_secs > 0 && !admission.clean_start;
+            let over = state.ends_at.is_some_and(|at| at <= turn.now); // its timer comes late
+            let present = used && state.expiry_secs > 0 && !over && !admission.clean_start;
             if used && !present {
                 // [MQTT-3.1.2-4] (clean start), or the old one ends with its connection.
                 drop(state);
-                self.end_session(&session, true, turn);
+                self.end_session(&session, None, turn);
                 continue;
             }
+            let overdue = state.will_due.take_if(|at| *at <= turn.now).and(state.will.take());
             let displaced = self.displace(&mut state);
             state.expiry_secs = expiry_secs;
             state.will = admission.will.as_ref().map(|will| will.clone_for(session.number()));
             state.attach(attachment(present), self.config(), turn.now, &mut turn.tally);
             let epoch = state.epoch;
+            session.set_flow(Flow::Open);
             session.update_flow(&mut state, self.config(), &mut turn.woken);
             drop(state);
             turn.touch(&session);
@@ -103,6 +114,9 @@ impl Broker {
             self.stats().client_connected();
             if let Some(displaced) = displaced {
                 self.settle(displaced, turn);
+            }
+            if let Some(will) = overdue {
+                self.publish_will(&will, turn);
             }
             return Some((session, epoch));
         }
@@ -158,7 +172,7 @@ impl Broker {
         }
         if state.expiry_secs == 0 {
             drop(state);
-            self.end_session(session, true, turn);
+            self.end_session(session, Some(epoch), turn);
             return goodbye;
         }
         let now = turn.now;
@@ -176,8 +190,9 @@ impl Broker {
         self.arm(session, &mut state);
         let mut woken = Vec::new();
         session.update_flow(&mut state, self.config(), &mut woken);
+        let orphans = take_orphans(session, &mut state);
         drop(state);
-        redistribute(session, self.config(), turn);
+        give_away(session, orphans, self.config(), turn);
         if let Some(will) = due {
             self.publish_will(&will, turn);
         }
@@ -194,6 +209,12 @@ impl Broker {
         }
     }
 
+    /// Forgets timers and share groups that nobody needs any more.
+    pub(crate) fn purge(&self) {
+        self.timers.purge();
+        self.forget_empty_groups();
+    }
+
     /// Does what is due for sessions without a connection.
     pub(crate) fn run_timers(&self, turn: &mut Turn) {
         while let Some(session) = self.timers.pop_due(turn.now) {
@@ -208,59 +229,66 @@ impl Broker {
                 state.will_due = None;
                 due = state.will.take();
             }
-            let over = state.ends_at.is_some_and(|at| at <= turn.now);
-            if !over {
+            let over = state.ends_at.is_some_and(|at| at <= turn.now).then_some(state.epoch);
+            if over.is_none() {
                 self.arm(&session, &mut state);
             }
             drop(state);
             if let Some(will) = due {
                 self.publish_will(&will, turn);
             }
-            if over {
-                self.end_session(&session, true, turn);
+            if over.is_some() && self.end_session(&session, over, turn) {
                 self.stats().client_expired();
             }
         }
     }
 
-    /// Ends a session for good: its subscriptions, its messages and, if `with_will`, its will,
-    /// which is published now `[MQTT-3.1.3.2-2]`.
-    pub(crate) fn end_session(&self, session: &Arc<Session>, with_will: bool, turn: &mut Turn) {
-        let (displaced, subscriptions, will) = {
+    /// Ends a session for good: its subscriptions, its messages and its will, which is published
+    /// now `[MQTT-3.1.3.2-2]`. With an `epoch` only if no connection has come since that one.
+    /// False when there was nothing to end.
+    pub(crate) fn end_session(
+        &self,
+        session: &Arc<Session>,
+        epoch: Option<u64>,
+        turn: &mut Turn,
+    ) -> bool {
+        let (displaced, will, subscriptions, orphans) = {
             let mut state = session.lock_between_writes();
-            if state.ended {
-                return;
+            let came_back = epoch.is_some_and(|epoch| state.epoch != epoch || state.link.is_some());
+            if state.ended || came_back {
+                return false;
             }
-            let pending = if state.link.is_none() { state.will.take() } else { None };
-            let displaced = match state.link.take() {
-                Some(link) => {
-                    let last = taken_over(&link);
-                    let (outlet, goodbye, waiters) = link.into_goodbye(&last);
-                    // The session ends too, so a delay does not hold the will back.
-                    Some(Displaced { outlet, goodbye, waiters, will: state.will.take() })
-                }
-                None => None,
-            };
+            // The session ends too, so a delay does not hold the will back.
+            let will = state.will.take();
+            let displaced = state.link.take().map(|link| {
+                let last = taken_over(&link);
+                let (outlet, goodbye, waiters) = link.into_goodbye(&last);
+                Displaced { outlet, goodbye, waiters, will: None }
+            });
             state.ended = true;
+            session.set_flow(Flow::Offline);
             state.replays.clear();
             let subscriptions: Vec<_> = state.subscriptions.drain().collect();
             for subscription in &subscriptions {
-                subscription.remove();
+                subscription.set_status(Status::Removed);
             }
-            (displaced, subscriptions, pending)
+            let orphans = take_orphans(session, &mut state);
+            state.take_queue();
+            state.outbound = Outbound::new(0);
+            (displaced, will, subscriptions, orphans)
         };
         self.sessions().remove(session);
         for subscription in &subscriptions {
             self.forget(subscription);
         }
-        redistribute(session, self.config(), turn);
-        session.lock().take_queue();
+        give_away(session, orphans, self.config(), turn);
         if let Some(displaced) = displaced {
             self.settle(displaced, turn);
         }
-        if let Some(will) = will.filter(|_| with_will) {
+        if let Some(will) = will {
             self.publish_will(&will, turn);
         }
+        true
     }
 
     /// Publishes the wills of all connected clients, because their connections are about to be

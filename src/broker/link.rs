@@ -242,11 +242,15 @@ impl Link {
                 }
             }
         }
-        if self.held_by.is_empty() {
-            return false;
-        }
         let (outlet, config) = (&self.outlet, self.broker.config());
         self.held_by.retain(|session| session.hold_back(outlet, config));
+        // A peer that sends and does not read must not make us keep all of its answers.
+        !self.held_by.is_empty()
+            || matches!(&self.phase, Phase::Open(open) if open.session.hold_own(open.epoch, config))
+    }
+
+    /// Whether others are the reason why it is not read: then its silence is not its own.
+    pub fn is_held_by_others(&self) -> bool {
         !self.held_by.is_empty()
     }
 
@@ -337,20 +341,13 @@ impl Open {
         match packet {
             Packet::Publish(publish) => self.on_publish(broker, &publish, turn),
             Packet::PubAck(ack) => {
-                self.on_acknowledged(broker, turn, |state| {
-                    state.outbound.on_puback(ack.packet_id).is_ok().then_some(ack.reason)
-                });
-                Ok(())
+                let step = |state: &mut State| state.outbound.on_puback(ack.packet_id).map(drop);
+                tolerate_unknown(self.on_acknowledged(broker, turn, ack.reason, step)?)
             }
-            Packet::PubRec(ack) => {
-                self.on_pubrec(broker, &ack, turn);
-                Ok(())
-            }
+            Packet::PubRec(ack) => self.on_pubrec(broker, &ack, turn),
             Packet::PubComp(ack) => {
-                self.on_acknowledged(broker, turn, |state| {
-                    state.outbound.on_pubcomp(ack.packet_id).is_ok().then_some(ReasonCode::Success)
-                });
-                Ok(())
+                let step = |state: &mut State| state.outbound.on_pubcomp(ack.packet_id);
+                tolerate_unknown(self.on_acknowledged(broker, turn, ReasonCode::Success, step)?)
             }
             Packet::PubRel(ack) => {
                 let known = self.own_session()?.inbound.release(ack.packet_id);
@@ -397,22 +394,18 @@ impl Open {
         }
     }
 
-    /// An acknowledgement made room: what waits may be sent. `step` answers with the
-    /// acknowledgement's reason code, or `None` when it acknowledged nothing, which is ignored.
-    fn on_acknowledged(
+    /// An acknowledgement, with this reason code, makes room: what waits may be sent.
+    fn on_acknowledged<T>(
         &self,
         broker: &Broker,
         turn: &mut Turn,
-        step: impl FnOnce(&mut State) -> Option<ReasonCode>,
-    ) {
-        let mut state = self.session.lock();
-        if state.epoch != self.epoch {
-            return;
-        }
+        reason: ReasonCode,
+        step: impl FnOnce(&mut State) -> Result<T, OutboundError>,
+    ) -> Result<Result<T, OutboundError>, Cause> {
+        let mut state = self.own_session()?;
         let idle = state.is_idle();
-        if let Some(reason) = step(&mut state)
-            && reason.is_error()
-        {
+        let result = step(&mut state);
+        if result.is_ok() && reason.is_error() {
             turn.tally.dropped(super::stats::DropReason::Refused, 1); // [MQTT-4.8.2-6]
         }
         state.pump(broker.config(), turn.now, &mut turn.tally);
@@ -425,27 +418,30 @@ impl Open {
         if replaying {
             broker.replay(&self.session, turn);
         }
+        Ok(result)
     }
 
-    fn on_pubrec(&self, broker: &Broker, ack: &crate::mqtt::Ack<'_>, turn: &mut Turn) {
+    fn on_pubrec(
+        &self,
+        broker: &Broker,
+        ack: &crate::mqtt::Ack<'_>,
+        turn: &mut Turn,
+    ) -> Result<(), Cause> {
         let refused = self.version.is_v5() && ack.reason.is_error();
-        let mut outcome = Ok(PubRecOutcome::Release(None));
-        self.on_acknowledged(broker, turn, |state| {
-            outcome = state.outbound.on_pubrec(ack.packet_id, refused);
-            matches!(outcome, Ok(PubRecOutcome::Refused(_))).then_some(ack.reason)
-        });
-        match outcome {
+        let step = |state: &mut State| state.outbound.on_pubrec(ack.packet_id, refused);
+        match self.on_acknowledged(broker, turn, ack.reason, step)? {
             Ok(PubRecOutcome::Release(_)) => {
                 self.acknowledge(PacketType::PubRel, ack.packet_id, ReasonCode::Success, turn);
             }
             Ok(PubRecOutcome::Refused(_)) => {}
             // An answer is owed all the same, or the client would wait for it for ever.
-            Err(OutboundError::Unknown | OutboundError::OutOfStep) if !refused => {
+            Err(OutboundError::Unknown) if !refused => {
                 let reason = ReasonCode::PacketIdentifierNotFound;
                 self.acknowledge(PacketType::PubRel, ack.packet_id, reason, turn);
             }
-            Err(_) => {}
+            Err(error) => return tolerate_unknown(Err(error)),
         }
+        Ok(())
     }
 
     fn on_disconnect(&self, broker: &Broker, disconnect: &Disconnect<'_>) -> Cause {
@@ -478,6 +474,18 @@ impl Open {
         } else {
             Vec::new()
         }
+    }
+}
+
+/// An acknowledgement of nothing may be a late one and is ignored; one of the wrong kind breaks the
+/// protocol.
+fn tolerate_unknown(result: Result<(), OutboundError>) -> Result<(), Cause> {
+    match result {
+        Ok(()) | Err(OutboundError::Unknown) => Ok(()),
+        Err(OutboundError::OutOfStep) => Err(Cause::violation(
+            ReasonCode::ProtocolError,
+            "the message with this packet identifier waits for another acknowledgement",
+        )),
     }
 }
 

@@ -47,9 +47,9 @@ pub(crate) struct Framing<'a> {
 }
 
 impl PublishRef<'_> {
-    /// Whether its lifetime is over.
+    /// Whether its lifetime is over. One of 0 seconds is long enough for who is there now.
     pub fn is_expired(&self, now: Millis) -> bool {
-        self.expires_at.is_some_and(|at| now >= at)
+        self.expires_at.is_some_and(|at| now > at)
     }
 
     /// Bytes that it costs to keep it.
@@ -257,6 +257,6 @@ mod tests {
         let owned = Message::from(&publish());
         assert_eq!(Message::from(&owned.as_publish()), owned);
         assert_eq!(owned.as_publish().payload, b"hello");
-        assert!(owned.as_publish().is_expired(10_000) && !owned.as_publish().is_expired(9_999));
+        assert!(owned.as_publish().is_expired(10_001) && !owned.as_publish().is_expired(10_000));
     }
 }

@@ -12,12 +12,13 @@
 //! # Locks
 //! On the path of a message only this module takes locks:
 //! 1. the retained store's (write to store, read to replay),
-//! 2. the subscription index's (read to match, write to change) or a share group's,
+//! 2. the subscription index's (read to match, write to change),
 //! 3. one session's.
 //!
 //! A lock may be taken while one of a smaller number is held, never the other way round, never
-//! two of the same kind at once, and none across a wait. Watch list, connection list, timers and
-//! group names are leaves: nothing is locked while one of them is held, but for a share group.
+//! two of the same kind at once, and none across a wait. Share groups, their names, watch list,
+//! connection list and timers are leaves: nothing is locked while one of them is held, but for a
+//! group while its name is looked at.
 
 mod config;
 mod connect;
@@ -40,7 +41,7 @@ mod turn;
 mod will;
 
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hashbrown::{DefaultHashBuilder, HashMap};
@@ -74,6 +75,8 @@ pub const TICK_MS: u64 = 100;
 const SWEEP_TICKS: u64 = 5;
 /// Expired retained messages every so many.
 const RETAINED_TICKS: u64 = 10;
+/// What nobody needs any more is forgotten every so many.
+const PURGE_TICKS: u64 = 600;
 
 /// The parts that can be replaced.
 pub struct Providers {
@@ -115,6 +118,7 @@ pub struct Broker {
     next_number: AtomicU64,
     ticks: AtomicU64,
     last_tick: AtomicU64,
+    stopping: AtomicBool,
 }
 
 /// The outlets of all connections, by slot.
@@ -152,6 +156,7 @@ impl Broker {
             next_number: AtomicU64::new(1),
             ticks: AtomicU64::new(0),
             last_tick: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
         }
     }
 
@@ -197,7 +202,11 @@ impl Broker {
             let mut cursor = lock(&self.retained_cursor);
             *cursor = self.topics().sweep_retained(cursor.as_deref(), turn.now);
         }
+        if tick.is_multiple_of(PURGE_TICKS) {
+            self.purge();
+        }
         self.publish_sys(turn);
+        drop(turn.take_full()); // nobody who could hold back
     }
 
     /// The time of the last tick.
@@ -209,6 +218,7 @@ impl Broker {
     /// closed, 5.0 clients with "server shutting down".
     pub fn shut_down(&self, turn: &mut Turn) {
         self.publish_all_wills(turn);
+        self.stopping.store(true, Ordering::Release);
         let outlets: Vec<_> = lock(&self.connections).iter().cloned().collect();
         for outlet in outlets {
             outlet.pulse().order(Order::ShuttingDown);
@@ -229,6 +239,9 @@ impl Broker {
             connections.slots.len() - 1
         });
         connections.slots[slot] = Some(Arc::clone(outlet));
+        if self.stopping.load(Ordering::Acquire) {
+            outlet.pulse().order(Order::ShuttingDown); // it came after the others were told
+        }
         slot
     }
 
@@ -263,6 +276,15 @@ impl Broker {
         if group.is_empty() && Arc::strong_count(group) <= 2 {
             groups.remove(subscription.text());
         }
+    }
+
+    pub(crate) fn forget_empty_groups(&self) {
+        lock(&self.groups).retain(|_, group| Arc::strong_count(group) > 1 || !group.is_empty());
+    }
+
+    /// Share groups at present.
+    pub(crate) fn share_group_count(&self) -> usize {
+        lock(&self.groups).len()
     }
 
     /// Has the sessions looked at until they are not full any more.

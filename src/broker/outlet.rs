@@ -81,7 +81,7 @@ impl Pulse {
     /// Reading is held back, or goes on.
     pub fn set_paused(&self, paused: bool, now: Millis) {
         self.last_seen.store(now, Ordering::Relaxed);
-        self.paused.store(paused, Ordering::Relaxed);
+        self.paused.store(paused, Ordering::Release);
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -118,8 +118,10 @@ impl Pulse {
     /// What the sweep finds at `now`.
     pub(crate) fn overdue(&self, now: Millis) -> Order {
         let patience = u64::from(self.patience.load(Ordering::Relaxed));
+        // Before the time: whoever ends a pause sets the time first.
+        let paused = self.paused.load(Ordering::Acquire);
         let silent = now.saturating_sub(self.last_seen.load(Ordering::Relaxed));
-        if patience == 0 || silent <= patience || self.paused.load(Ordering::Relaxed) {
+        if patience == 0 || silent <= patience || paused {
             Order::None
         } else if self.connected.load(Ordering::Relaxed) {
             Order::KeepAliveTimeout

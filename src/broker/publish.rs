@@ -20,14 +20,17 @@ use super::session::{State, Terms};
 use super::stats::DropReason;
 use super::turn::Turn;
 use crate::mqtt::{
-    EncodeError, Frame, MAX_PACKET_SIZE, PacketId, PacketType, Properties, Publish, QoS,
-    ReasonCode, TopicName, encode_ack, remaining_length_size,
+    Ack, EncodeError, Frame, MAX_PACKET_SIZE, Packet, PacketId, PacketType, Properties, Publish,
+    QoS, ReasonCode, TopicName, encode_ack, remaining_length_size,
 };
 use crate::session::{AliasError, Received};
 
 /// Bytes copied to receivers after which a turn ends, so that one publisher with many receivers
 /// starves nobody and fills no memory.
 pub(crate) const WORK_PER_TURN: usize = 8 * 1024 * 1024;
+/// The most that another wire format adds to a plain frame: an empty property list, and a byte of
+/// remaining length for it.
+const CONVERSION: usize = 2;
 /// Topics whose routes one connection keeps.
 const CACHED_ROUTES: usize = 4096;
 /// The first byte of a PUBLISH at QoS 0 without DUP and RETAIN.
@@ -106,10 +109,18 @@ impl Broker {
     /// this process itself publishes. Returns whether anybody did.
     pub fn publish(&self, publish: PublishRef<'_>, turn: &mut Turn) -> bool {
         let route = Route::resolve(self.topics(), publish.topic, publish.publisher);
-        self.deliver(publish, &route, turn) != Outcome::Nobody
+        self.deliver(publish, &route, false, turn) != Outcome::Nobody
     }
 
-    fn deliver(&self, publish: PublishRef<'_>, route: &Route, turn: &mut Turn) -> Outcome {
+    /// With `may_refuse` a message that cannot be retained is not delivered either: its publisher
+    /// is told and may try again.
+    fn deliver(
+        &self,
+        publish: PublishRef<'_>,
+        route: &Route,
+        may_refuse: bool,
+        turn: &mut Turn,
+    ) -> Outcome {
         let mut message = LazyMessage::new(publish);
         if !publish.retain || !self.config().retain_available {
             return self.deliver_to_all(&mut message, route, turn);
@@ -121,10 +132,17 @@ impl Broker {
             if outcome == Retained::Refused {
                 turn.tally.dropped(DropReason::RetainedLimit, 1);
             }
-            // Whoever subscribed since the route was resolved gets the message by its replay.
-            result = self.deliver_to_all(&mut message, route, turn);
-            if outcome == Retained::Refused {
-                result = Outcome::NotRetained;
+            if outcome == Retained::Refused && may_refuse {
+                result = Outcome::Refused;
+                return;
+            }
+            // Retain before match: who subscribed, and was sent the older value, while we waited
+            // for the store must get this one.
+            if self.topics().is_current(&route.stamp) {
+                result = self.deliver_to_all(&mut message, route, turn);
+            } else {
+                let fresh = Route::resolve(self.topics(), publish.topic, publish.publisher);
+                result = self.deliver_to_all(&mut message, &fresh, turn);
             }
         });
         result
@@ -153,7 +171,7 @@ impl Broker {
         state: &mut State,
         turn: &mut Turn,
     ) {
-        if !target.stands() {
+        if !target.stands(state) {
             return;
         }
         turn.work += message.publish.size();
@@ -172,7 +190,7 @@ impl Broker {
 enum Outcome {
     Delivered,
     Nobody,
-    NotRetained,
+    Refused,
 }
 
 /// A run of whole QoS 0 frames that all begin alike.
@@ -188,11 +206,17 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// The run at the start of `bytes`, whose first frame is `first`, up to `max` bytes.
-    fn scan(bytes: &'a [u8], first: &Frame<'a>, head: &'a [u8], max: usize) -> (usize, u64, usize) {
+    fn scan(
+        bytes: &'a [u8],
+        first: &Frame<'a>,
+        head: &'a [u8],
+        max: usize,
+        max_packet_size: u32,
+    ) -> (usize, u64, usize) {
         let (mut end, mut count, mut largest) = (first.len, 1, first.len);
         while end < max && bytes.get(end) == Some(&PLAIN_PUBLISH) {
             // What is malformed or too large is met again as the first frame of the next round.
-            let Ok(Some(frame)) = Frame::parse(&bytes[end..], MAX_PACKET_SIZE) else { break };
+            let Ok(Some(frame)) = Frame::parse(&bytes[end..], max_packet_size) else { break };
             if !frame.body.starts_with(head) {
                 break;
             }
@@ -287,10 +311,8 @@ impl Open {
         }
         let route = self.route(broker, topic);
         let receivers = (route.route.targets.len() + route.route.groups.len()).max(1);
-        let (end, count, largest) = Run::scan(bytes, first, head, WORK_PER_TURN / receivers);
-        if largest > max_packet_size as usize {
-            return None; // the decoder refuses it
-        }
+        let (end, count, largest) =
+            Run::scan(bytes, first, head, WORK_PER_TURN / receivers, max_packet_size);
         let run = Run { bytes: &bytes[..end], count, largest, head, topic, is_v5 };
         turn.tally.received += count;
         turn.tally.packets_received += count;
@@ -311,7 +333,7 @@ impl Open {
         converted.clear();
         for target in &route.targets {
             let mut state = target.session.lock();
-            if !target.stands() {
+            if !target.stands(&state) {
                 continue;
             }
             let idle = state.is_idle();
@@ -323,7 +345,8 @@ impl Open {
                 turn.tally.dropped(DropReason::SlowConsumer, run.count);
                 continue;
             }
-            if !target.identifiers.is_empty() || !link.takes_plain_frames(run.largest + 1) {
+            if !target.identifiers.is_empty() || !link.takes_plain_frames(run.largest + CONVERSION)
+            {
                 for payload in run.payloads() {
                     let mut message = LazyMessage::new(run.publish(payload, publisher));
                     broker.deliver_to_target(&mut message, target, &mut state, turn);
@@ -415,10 +438,11 @@ impl Open {
                 expires_at: lifetime.map(|secs| turn.now + u64::from(secs) * 1000),
                 publisher: self.session.number(),
             };
-            match broker.deliver(message, &route.route, turn) {
+            let may_refuse = self.version.is_v5() && publish.qos > QoS::AtMostOnce;
+            match broker.deliver(message, &route.route, may_refuse, turn) {
                 Outcome::Delivered => ReasonCode::Success,
                 Outcome::Nobody => ReasonCode::NoMatchingSubscribers,
-                Outcome::NotRetained => ReasonCode::QuotaExceeded,
+                Outcome::Refused => ReasonCode::QuotaExceeded,
             }
         } else {
             turn.tally.dropped(DropReason::NotAuthorized, 1);
@@ -428,7 +452,7 @@ impl Open {
             (Some(id), QoS::AtLeastOnce) => self.acknowledge(PacketType::PubAck, id, reason, turn),
             (Some(id), QoS::ExactlyOnce) => {
                 if reason.is_error() && self.version.is_v5() {
-                    self.session.lock().inbound.release(id); // [MQTT-4.3.3-9]
+                    self.own_session()?.inbound.release(id); // [MQTT-4.3.3-9]
                 }
                 self.acknowledge(PacketType::PubRec, id, reason, turn);
             }
@@ -487,6 +511,25 @@ impl Open {
         turn: &mut Turn,
     ) {
         turn.tally.packets_sent += 1;
+        if reason.is_error() && self.version.is_v5() && self.problem_information {
+            // [MQTT-3.4.2-2] and its kin: a reason string only if it fits.
+            let before = turn.answers.len();
+            let text = reason.to_string();
+            let ack =
+                Ack { packet_id: id, reason, properties: Properties::with_reason_string(&text) };
+            let packet = match packet_type {
+                PacketType::PubRec => Packet::PubRec(ack),
+                PacketType::PubRel => Packet::PubRel(ack),
+                PacketType::PubComp => Packet::PubComp(ack),
+                _ => Packet::PubAck(ack),
+            };
+            if packet.encode(self.version, &mut turn.answers).is_ok()
+                && turn.answers.len() - before <= self.max_packet_size as usize
+            {
+                return;
+            }
+            turn.answers.truncate(before);
+        }
         encode_ack(packet_type, id, &mut turn.answers);
         if self.version.is_v5() && reason != ReasonCode::Success {
             let length_at = turn.answers.len() - 3;

@@ -64,6 +64,9 @@ impl RetainedStore {
         let outcome = if message.as_publish().payload.is_empty() {
             if let Some(old) = messages.remove(message.topic()) {
                 self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
+                if is_own(message.topic()) {
+                    self.own.fetch_sub(1, Ordering::Relaxed);
+                }
             }
             Retained::Cleared
         } else if let Some(stored) = messages.get_mut(message.topic()) {
@@ -72,7 +75,7 @@ impl RetainedStore {
             self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
             Retained::Stored
         } else if !is_own(message.topic())
-            && messages.len() - self.own.load(Ordering::Relaxed) >= limit
+            && messages.len().saturating_sub(self.own.load(Ordering::Relaxed)) >= limit
         {
             Retained::Refused
         } else {
@@ -245,7 +248,7 @@ mod tests {
         store.store(&message("b", b"1", Some(20)), 100, &mut |_| {});
         let mut after = None;
         loop {
-            after = store.sweep(after.as_deref(), 10);
+            after = store.sweep(after.as_deref(), 11);
             if after.is_none() {
                 break;
             }

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::index::Stamp;
 use super::providers::TopicsProvider;
-use super::session::Session;
+use super::session::{Session, State};
 use super::shared::ShareGroup;
 use super::subscription::Subscription;
 use crate::mqtt::QoS;
@@ -51,10 +51,9 @@ impl Target {
         self.subscriptions.push(subscription);
     }
 
-    /// Whether one of its subscriptions at least was not cancelled since. To be asked under the
-    /// session's lock.
-    pub(crate) fn stands(&self) -> bool {
-        self.subscriptions.iter().any(|subscription| !subscription.is_removed())
+    /// Whether one of its subscriptions at least still stands. `state` is the session's.
+    pub(crate) fn stands(&self, state: &State) -> bool {
+        self.subscriptions.iter().any(|subscription| subscription.stands(state))
     }
 }
 

@@ -30,8 +30,13 @@ use crate::session::{Assigned, Inbound, Outbound, OutboundAliases, Resend};
 
 /// A full outbox may grow by what publishers had already read, up to so many times its bound.
 const HARD_FACTOR: usize = 16;
-/// The most that a topic alias adds to a packet.
-const ALIAS_SIZE: usize = 3;
+/// The most that a topic alias adds to a packet: itself, and a byte for each of the two lengths
+/// that count it.
+const ALIAS_SIZE: usize = 5;
+/// A peer that does not read is not read either when so many times an outbox's bound waits for it.
+const OWN_FACTOR: usize = 4;
+/// Writes that one thread does for one session before it leaves the rest to the session's task.
+const WRITES_PER_DRAIN: usize = 16;
 
 /// What a publisher should know of a receiver before it reads on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +48,8 @@ pub(crate) enum Flow {
     Full = 1,
     /// Full for too long: nobody waits for it.
     Slow = 2,
+    /// There is no connection.
+    Offline = 3,
 }
 
 /// The session state of one client.
@@ -94,6 +101,8 @@ pub(crate) struct LinkState {
     aliases: Option<Box<OutboundAliases>>,
     full_since: Option<Millis>,
     slow: bool,
+    /// Its own connection is not read until there is room.
+    held_by_itself: bool,
     /// Publishers that are held back until there is room.
     waiters: Vec<SharedOutlet>,
     /// Whether messages in flight are kept to be sent again on this very connection.
@@ -147,7 +156,7 @@ impl Session {
         Self {
             number,
             client_id: client_id.into(),
-            flow: AtomicU8::new(Flow::Open as u8),
+            flow: AtomicU8::new(Flow::Offline as u8),
             state: Mutex::new(State {
                 link: None,
                 epoch: 0,
@@ -199,14 +208,19 @@ impl Session {
         match self.flow.load(Ordering::Relaxed) {
             0 => Flow::Open,
             1 => Flow::Full,
-            _ => Flow::Slow,
+            2 => Flow::Slow,
+            _ => Flow::Offline,
         }
+    }
+
+    pub(crate) fn set_flow(&self, flow: Flow) {
+        self.flow.store(flow as u8, Ordering::Relaxed);
     }
 
     /// Writes what waits for the socket, until nothing is left or the outlet is full.
     pub fn drain(self: &Arc<Self>, broker: &Broker, now: Millis) {
         let mut tally = Tally::default();
-        loop {
+        for write in 1.. {
             let Some(taken) = self.lock().take_outbox() else { break };
             let written = taken.outlet.write(&taken.bytes[taken.head..]);
             tally.bytes_sent += written as u64;
@@ -225,7 +239,7 @@ impl Session {
             for waiter in woken {
                 waiter.wake();
             }
-            if blocked {
+            if blocked || (more && write >= WRITES_PER_DRAIN) {
                 outlet.wait_for_room();
                 break;
             }
@@ -260,10 +274,14 @@ impl Session {
         let queued = (state.queue.len(), state.queued_bytes);
         let limits = (config.max_queued_messages, config.max_queued_bytes);
         let Some(link) = &mut state.link else {
-            self.flow.store(Flow::Open as u8, Ordering::Relaxed);
+            self.set_flow(Flow::Offline);
             return;
         };
         let waiting = link.waiting();
+        if link.held_by_itself && waiting < config.outbox_bytes / 2 {
+            link.held_by_itself = false;
+            woken.push(Arc::clone(&link.outlet));
+        }
         let roomy = if link.slow { waiting == 0 } else { waiting < config.outbox_bytes / 2 }
             && queued.0 <= limits.0 / 4
             && queued.1 <= limits.1 / 4;
@@ -271,7 +289,7 @@ impl Session {
             link.full_since = None;
             link.slow = false;
             woken.append(&mut link.waiters);
-            self.flow.store(Flow::Open as u8, Ordering::Relaxed);
+            self.set_flow(Flow::Open);
         }
     }
 
@@ -291,7 +309,7 @@ impl Session {
         }
         if link.full_since.is_none() {
             link.full_since = Some(turn.now);
-            self.flow.store(Flow::Full as u8, Ordering::Relaxed);
+            self.set_flow(Flow::Full);
             turn.filled.push(Arc::clone(self));
         }
         turn.note_full(self);
@@ -324,6 +342,16 @@ impl Session {
         true
     }
 
+    /// Whether its own connection should not be read, because it does not read what we answer.
+    pub(crate) fn hold_own(&self, epoch: u64, config: &Config) -> bool {
+        let mut state = self.lock();
+        let Some(link) = state.link_of(epoch) else { return false };
+        if link.waiting() >= config.outbox_bytes * OWN_FACTOR {
+            link.held_by_itself = true;
+        }
+        link.held_by_itself
+    }
+
     /// The broker's tick: a session that has been full for longer than the grace becomes slow.
     /// False when it need not be watched any longer.
     pub(crate) fn check_slow(&self, config: &Config, now: Millis, stats: &super::Stats) -> bool {
@@ -331,13 +359,16 @@ impl Session {
         let watched = {
             let mut state = self.lock();
             let Some(link) = &mut state.link else { return false };
+            if link.slow {
+                return false; // it was watched twice
+            }
             match link.full_since {
                 None => false,
                 Some(since) if now.saturating_sub(since) < config.slow_grace_ms => true,
                 Some(_) => {
                     link.slow = true;
                     woken.append(&mut link.waiters);
-                    self.flow.store(Flow::Slow as u8, Ordering::Relaxed);
+                    self.set_flow(Flow::Slow);
                     stats.add_slow_consumer();
                     tracing::info!(
                         client = &*self.client_id,
@@ -363,6 +394,10 @@ impl Session {
         if link.version.is_v5() {
             return false; // [MQTT-4.4.0-1]
         }
+        if link.waiting() > 0 || link.writing {
+            link.oldest = None; // what was sent last has not even left
+            return false;
+        }
         let (Some(oldest), known) = (oldest, link.oldest) else {
             link.oldest = None;
             return false;
@@ -378,10 +413,9 @@ impl Session {
                     return false;
                 }
                 link.oldest = Some((id, turn.now, tries + 1));
-                let idle = link.waiting() == 0 && !link.writing;
                 state.outbound.resend();
                 state.pump(config, turn.now, &mut turn.tally);
-                idle
+                true
             }
             _ => {
                 link.oldest = Some((oldest, turn.now, 0));
@@ -450,6 +484,7 @@ impl LinkState {
                 .then(|| Box::new(OutboundAliases::new(attachment.topic_alias_maximum))),
             full_since: None,
             slow: false,
+            held_by_itself: false,
             waiters: Vec::new(),
             keep_sent,
             oldest: None,
@@ -664,11 +699,11 @@ impl State {
         std::mem::take(&mut self.queue)
     }
 
-    /// Puts messages back as they were taken.
-    pub(crate) fn restore_queue(&mut self, kept: impl IntoIterator<Item = Kept>) {
-        for kept in kept {
-            let size = kept.size();
-            self.push_queue(kept, size);
+    /// Puts messages back in front, in their order.
+    pub(crate) fn restore_queue(&mut self, kept: Vec<Kept>) {
+        for kept in kept.into_iter().rev() {
+            self.queued_bytes += kept.size();
+            self.queue.push_front(kept);
         }
     }
 

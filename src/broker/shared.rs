@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::Config;
 use super::message::LazyMessage;
-use super::session::{Delivered, Kept, Session, Terms};
+use super::session::{Delivered, Flow, Kept, Session, State, Terms};
 use super::stats::DropReason;
 use super::subscription::Subscription;
 use super::turn::Turn;
@@ -61,7 +61,10 @@ impl ShareGroup {
         turn: &mut Turn,
     ) -> bool {
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
-        for pass in [Pass::Ready, Pass::Online, Pass::Offline] {
+        // What a member left behind waits for it rather than for another that is not there.
+        let waits = except.is_some_and(|session| !session.lock().ended);
+        let passes = [Pass::Ready, Pass::Online, Pass::Offline];
+        for &pass in &passes[..if waits { 2 } else { 3 }] {
             let mut at = 0;
             while let Some(member) = self.member(start, at) {
                 at += 1;
@@ -74,6 +77,7 @@ impl ShareGroup {
                 }
             }
         }
+        turn.tally.dropped(DropReason::Offline, u64::from(except.is_none()));
         false
     }
 
@@ -107,7 +111,7 @@ impl ShareGroup {
             (None, Pass::Offline) => state.expiry_secs > 0,
             _ => false,
         };
-        if !fits || member.is_removed() {
+        if !fits || !member.stands(&state) {
             return None;
         }
         let identifiers = [member.identifier];
@@ -118,37 +122,64 @@ impl ShareGroup {
             share: Some(self),
         };
         if pass == Pass::Offline && terms.qos == crate::mqtt::QoS::AtMostOnce {
-            return Some(Delivered::Dropped(DropReason::Offline));
+            return None;
         }
         Some(session.deliver_locked(&mut state, config, message, &terms, turn))
     }
 }
 
-/// The connection of `session` is gone: offers what it had through groups and did not acknowledge
-/// to the other members. What nobody takes stays with the session.
-pub(crate) fn redistribute(session: &Arc<Session>, config: &Config, turn: &mut Turn) {
-    let orphans = {
-        let mut state = session.lock();
-        let shared = |kept: &Kept| kept.share.is_some();
-        let unacknowledged =
-            state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(shared));
-        let mut orphans: Vec<Kept> = unacknowledged.into_iter().flatten().collect();
+/// Takes what `session`, whose connection has just gone, got through groups and did not
+/// acknowledge, as far as another member is there to get it. `state` is its own. What nobody else
+/// could take stays where it is, to be sent again with its identifier.
+pub(crate) fn take_orphans(session: &Arc<Session>, state: &mut State) -> Vec<Kept> {
+    let wanted =
+        |kept: &Kept| kept.share.as_ref().is_some_and(|group| another_is_online(group, session));
+    let unacknowledged =
+        state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(wanted));
+    let mut orphans: Vec<Kept> = unacknowledged.into_iter().flatten().collect();
+    if state.queue.iter().any(wanted) {
         let (given, kept): (Vec<Kept>, Vec<Kept>) =
-            state.take_queue().into_iter().partition(shared);
+            state.take_queue().into_iter().partition(wanted);
         state.restore_queue(kept);
         orphans.extend(given);
-        orphans
-    };
+    }
+    orphans
+}
+
+fn another_is_online(group: &ShareGroup, session: &Arc<Session>) -> bool {
+    group.lock().iter().any(|member| {
+        !Arc::ptr_eq(member.session(), session) && member.session().flow() != Flow::Offline
+    })
+}
+
+/// Offers orphans of `session` to the other members; what nobody took goes back to it.
+pub(crate) fn give_away(
+    session: &Arc<Session>,
+    orphans: Vec<Kept>,
+    config: &Config,
+    turn: &mut Turn,
+) {
+    let mut left = Vec::new();
     for orphan in orphans {
         let Some(group) = orphan.share.clone() else { continue };
         let mut message = LazyMessage::of(&orphan.message);
         if !group.deliver(config, &mut message, Some(session), turn) {
-            let mut state = session.lock();
-            if state.ended {
-                turn.tally.dropped(DropReason::Offline, 1);
-            } else {
-                state.restore_queue([orphan.clone()]);
-            }
+            left.push(orphan);
         }
+    }
+    if left.is_empty() {
+        return;
+    }
+    let mut state = session.lock();
+    if state.ended {
+        turn.tally.dropped(DropReason::Offline, left.len() as u64);
+        return;
+    }
+    state.restore_queue(left);
+    // The client may be back by now.
+    let idle = state.is_idle();
+    state.pump(config, turn.now, &mut turn.tally);
+    if idle && !state.is_idle() {
+        turn.touch(session);
     }
 }

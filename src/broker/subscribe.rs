@@ -1,18 +1,18 @@
 //! SUBSCRIBE and UNSUBSCRIBE, and the retained messages that a new subscription is owed.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use super::Broker;
 use super::link::{Cause, Open};
 use super::message::LazyMessage;
 use super::retained::Replay;
-use super::session::{Session, Terms};
-use super::subscription::Subscription;
+use super::session::{Session, State, Terms};
+use super::subscription::{Status, Subscription};
 use super::turn::Turn;
 use crate::mqtt::{
     Packet, Properties, QoS, ReasonCode, RetainHandling, SharedFilter, SubAck, Subscribe,
-    SubscriptionRequest, TopicFilter, UnsubAck, Unsubscribe,
+    SubscriptionRequest, TopicFilter, UnsubAck, Unsubscribe, Version,
 };
 
 type Refusal = (ReasonCode, &'static str);
@@ -25,6 +25,8 @@ impl Open {
         turn: &mut Turn,
     ) -> Result<(), Cause> {
         let identifier = subscribe.properties.subscription_identifiers.first().copied();
+        let filters = subscribe.requests.iter().map(|request| request.filter);
+        check_filters(filters)?;
         let mut problem = None;
         let reasons = subscribe
             .requests
@@ -33,15 +35,17 @@ impl Open {
                 self.subscribe(broker, request, identifier.unwrap_or(0)).unwrap_or_else(
                     |(reason, what)| {
                         problem.get_or_insert(what);
-                        reason
+                        // 3.1 has no code for a refusal: the answer is positive, and nothing is
+                        // ever sent.
+                        if self.version == Version::V31 { granted(request.qos) } else { reason }
                     },
                 )
             })
-            .collect(); // [MQTT-3.9.3-1]: one code for each, in order
+            .collect::<Vec<_>>(); // [MQTT-3.9.3-1]: one code for each, in order
         let packet_id = subscribe.packet_id;
         self.answer(problem, turn, |properties| {
-            Packet::SubAck(SubAck { packet_id, properties, reasons })
-        });
+            Packet::SubAck(SubAck { packet_id, properties, reasons: reasons.clone() })
+        })?;
         // SUBACK first, then the retained messages.
         self.flush_answers(turn);
         broker.replay(&self.session, turn);
@@ -79,14 +83,13 @@ impl Open {
             RetainHandling::DoNotSend => false,  // [MQTT-3.3.1-11]
         };
         if wants_retained && shared.share.is_none() {
-            let replay = Replay { subscription, after: None };
-            self.session.lock().replays.push_back(replay);
+            let mut state = self.session.lock();
+            state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &subscription));
+            if subscription.status() == Status::Live {
+                state.replays.push_back(Replay { subscription, after: None });
+            }
         }
-        Ok(match qos {
-            QoS::AtMostOnce => ReasonCode::Success,
-            QoS::AtLeastOnce => ReasonCode::GrantedQoS1,
-            QoS::ExactlyOnce => ReasonCode::GrantedQoS2,
-        })
+        Ok(granted(qos))
     }
 
     pub(crate) fn on_unsubscribe(
@@ -95,45 +98,66 @@ impl Open {
         unsubscribe: &Unsubscribe<'_>,
         turn: &mut Turn,
     ) -> Result<(), Cause> {
-        let mut problem = None;
-        let reasons = unsubscribe
-            .filters
-            .iter()
-            .map(|text| {
-                if SharedFilter::new(text).is_err() {
-                    problem = Some("the topic filter is not valid");
-                    ReasonCode::TopicFilterInvalid
-                } else if broker.leave(&self.session, text) {
-                    ReasonCode::Success
-                } else {
-                    ReasonCode::NoSubscriptionExisted
-                }
-            })
-            .collect(); // [MQTT-3.11.3-1]
+        check_filters(unsubscribe.filters.iter().copied())?;
+        let mut reasons = Vec::with_capacity(unsubscribe.filters.len()); // [MQTT-3.11.3-1]
+        for text in &unsubscribe.filters {
+            let state = self.own_session()?;
+            reasons.push(if broker.leave(state, text) {
+                ReasonCode::Success
+            } else {
+                ReasonCode::NoSubscriptionExisted
+            });
+        }
         let packet_id = unsubscribe.packet_id;
-        self.answer(problem, turn, |properties| {
-            Packet::UnsubAck(UnsubAck { packet_id, properties, reasons })
-        });
-        Ok(())
+        self.answer(None, turn, |properties| {
+            Packet::UnsubAck(UnsubAck { packet_id, properties, reasons: reasons.clone() })
+        })
     }
 
-    /// Writes SUBACK or UNSUBACK, with a reason string if the client wants one and it fits.
+    /// Writes SUBACK or UNSUBACK, with a reason string if the client wants one and it fits
+    /// `[MQTT-3.9.2-1]`, `[MQTT-3.11.2-1]`.
     fn answer<'t>(
         &self,
         problem: Option<&'t str>,
         turn: &mut Turn,
-        packet: impl FnOnce(Properties<'t>) -> Packet<'t>,
-    ) {
-        let properties = match problem {
-            Some(what) if self.problem_information && self.max_packet_size > 1024 => {
-                Properties::with_reason_string(what) // [MQTT-3.9.2-1]
+        packet: impl Fn(Properties<'t>) -> Packet<'t>,
+    ) -> Result<(), Cause> {
+        let explained = problem.filter(|_| self.problem_information);
+        let before = turn.answers.len();
+        for properties in
+            explained.map(Properties::with_reason_string).into_iter().chain([Properties::default()])
+        {
+            turn.answers.truncate(before);
+            let written = packet(properties).encode(self.version, &mut turn.answers).is_ok();
+            if written && turn.answers.len() - before <= self.max_packet_size as usize {
+                turn.tally.packets_sent += 1;
+                return Ok(());
             }
-            _ => Properties::default(),
-        };
-        turn.tally.packets_sent += 1;
-        if packet(properties).encode(self.version, &mut turn.answers).is_err() {
-            tracing::error!("an acknowledgement could not be encoded");
         }
+        turn.answers.truncate(before);
+        // [MQTT-3.1.2-24]
+        Err(Cause::violation(
+            ReasonCode::PacketTooLarge,
+            "the acknowledgement is larger than the client takes",
+        ))
+    }
+}
+
+/// An ill-formed filter is a malformed packet `[MQTT-4.7.1-2]`, `[MQTT-4.7.1-3]`, not one that is
+/// answered with a code of its own.
+fn check_filters<'f>(mut filters: impl Iterator<Item = &'f str>) -> Result<(), Cause> {
+    if filters.all(|text| SharedFilter::new(text).is_ok()) {
+        Ok(())
+    } else {
+        Err(Cause::violation(ReasonCode::MalformedPacket, "a topic filter is not well formed"))
+    }
+}
+
+const fn granted(qos: QoS) -> ReasonCode {
+    match qos {
+        QoS::AtMostOnce => ReasonCode::Success,
+        QoS::AtLeastOnce => ReasonCode::GrantedQoS1,
+        QoS::ExactlyOnce => ReasonCode::GrantedQoS2,
     }
 }
 
@@ -149,6 +173,7 @@ impl Broker {
         let hash = self.hash(subscription.text());
         let mut state = session.lock();
         if state.epoch != epoch || state.ended {
+            drop(state);
             self.drop_group(subscription);
             return Err((
                 ReasonCode::UnspecifiedError,
@@ -160,7 +185,13 @@ impl Broker {
         let replaced = match known {
             Some(known) => {
                 let old = std::mem::replace(known, Arc::clone(subscription));
-                state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &old));
+                old.set_status(Status::Replaced);
+                // What is owed of the old one's retained messages the new one gets.
+                for replay in &mut state.replays {
+                    if Arc::ptr_eq(&replay.subscription, &old) {
+                        replay.subscription = Arc::clone(subscription);
+                    }
+                }
                 Some(old)
             }
             None if count >= self.config().max_subscriptions => {
@@ -179,32 +210,32 @@ impl Broker {
         if let Some(group) = &subscription.group {
             group.add(subscription);
         }
-        // The new one first, so that no message falls between the two. The old one is not marked
-        // as removed: a message whose route was resolved before may still come through it, and
-        // would otherwise be lost [MQTT-3.8.4-4].
+        // The new one first, so that no message falls between the two.
         self.topics().subscribe(subscription);
         if let Some(old) = &replaced {
             self.forget(old);
+        }
+        // Another connection may have cancelled or replaced it before it was in the index.
+        let gone = {
+            let _state = session.lock();
+            subscription.status() != Status::Live
+        };
+        if gone {
+            self.forget(subscription);
         }
         Ok(replaced.is_none())
     }
 
     /// Ends the subscription with this text; false when there was none.
-    fn leave(&self, session: &Arc<Session>, text: &str) -> bool {
-        let removed = {
-            let mut state = session.lock();
-            match state.subscriptions.find_entry(self.hash(text), |s| s.text() == text) {
-                Ok(entry) => {
-                    let (subscription, _) = entry.remove();
-                    subscription.remove();
-                    state
-                        .replays
-                        .retain(|replay| !Arc::ptr_eq(&replay.subscription, &subscription));
-                    subscription
-                }
-                Err(_) => return false,
-            }
+    fn leave(&self, mut state: MutexGuard<'_, State>, text: &str) -> bool {
+        let Ok(entry) = state.subscriptions.find_entry(self.hash(text), |s| s.text() == text)
+        else {
+            return false;
         };
+        let (removed, _) = entry.remove();
+        removed.set_status(Status::Removed);
+        state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &removed));
+        drop(state);
         self.forget(&removed);
         true
     }
@@ -267,7 +298,7 @@ impl Broker {
         let identifiers = [subscription.identifier];
         self.topics().retained(filter, after, &mut |message| {
             let mut state = session.lock();
-            if subscription.is_removed() {
+            if !subscription.stands(&state) {
                 return true;
             }
             if !state.has_room_for_replay(self.config()) {

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::session::Session;
+use super::session::{Session, State};
 use super::shared::ShareGroup;
 use crate::mqtt::{QoS, SubscriptionRequest};
 
@@ -24,10 +24,23 @@ pub struct Subscription {
     /// Subscription identifier, 0 for none.
     pub identifier: u32,
     pub(crate) group: Option<Arc<ShareGroup>>,
-    /// Set under the session's lock before UNSUBACK is written, looked at under the same lock
+    /// Changed under the session's lock before UNSUBACK is written, looked at under the same lock
     /// before anything is appended: so nothing that was routed by an older index follows UNSUBACK
     /// `[MQTT-3.10.4-2]`.
-    removed: AtomicBool,
+    status: AtomicU8,
+}
+
+/// What has become of a subscription since it was routed through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Status {
+    /// It stands.
+    Live = 0,
+    /// The same filter was subscribed again: what was routed through the old one goes on, as long
+    /// as the session has that filter `[MQTT-3.8.4-4]`.
+    Replaced = 1,
+    /// It was cancelled.
+    Removed = 2,
 }
 
 impl Subscription {
@@ -49,7 +62,7 @@ impl Subscription {
             retain_as_published: request.retain_as_published,
             identifier,
             group,
-            removed: AtomicBool::new(false),
+            status: AtomicU8::new(Status::Live as u8),
         }
     }
 
@@ -73,12 +86,25 @@ impl Subscription {
         self.group.is_some().then(|| &self.text["$share/".len()..usize::from(self.filter_at) - 1])
     }
 
-    pub(crate) fn remove(&self) {
-        self.removed.store(true, Ordering::Release);
+    pub(crate) fn set_status(&self, status: Status) {
+        self.status.store(status as u8, Ordering::Release);
     }
 
-    pub(crate) fn is_removed(&self) -> bool {
-        self.removed.load(Ordering::Acquire)
+    pub(crate) fn status(&self) -> Status {
+        match self.status.load(Ordering::Acquire) {
+            0 => Status::Live,
+            1 => Status::Replaced,
+            _ => Status::Removed,
+        }
+    }
+
+    /// Whether what was routed through it may still be delivered. `state` is its session's.
+    pub(crate) fn stands(&self, state: &State) -> bool {
+        match self.status() {
+            Status::Live => true,
+            Status::Replaced => state.subscriptions.iter().any(|now| now.text() == self.text()),
+            Status::Removed => false,
+        }
     }
 }
 

@@ -38,6 +38,7 @@ impl Turn {
     pub fn begin(&mut self, now: Millis) {
         self.now = now;
         self.work = 0;
+        self.answers.clear();
     }
 
     /// Counts bytes that came from a client.
@@ -52,7 +53,7 @@ impl Turn {
     }
 
     /// The sessions that were found full since the last call.
-    pub(crate) fn take_full(&mut self) -> std::vec::Drain<'_, Arc<Session>> {
+    pub fn take_full(&mut self) -> std::vec::Drain<'_, Arc<Session>> {
         self.full.drain(..)
     }
 

@@ -53,7 +53,7 @@ struct Serving {
     clock: Clock,
     /// The beginning of a packet, or whole packets while reading is held back.
     partial: Vec<u8>,
-    /// `partial` holds whole packets.
+    /// `partial` holds whole packets, to be handled before anything is read.
     unfinished: bool,
     paused: bool,
     /// Dropped when the connection is over: the server waits for that when it stops.
@@ -115,6 +115,7 @@ impl Serving {
             let scratch = &mut *scratch.borrow_mut();
             let polled = self.poll_with(context, scratch);
             scratch.turn.finish(&self.broker);
+            drop(scratch.turn.take_full()); // it is this connection's and no other's
             polled
         })
     }
@@ -135,22 +136,29 @@ impl Serving {
             self.unfinished = true;
         }
         for _ in 0..READS_PER_TURN {
-            if self.link.is_held(&mut scratch.turn) {
-                self.pause(true);
+            if self.is_held(&mut scratch.turn) {
                 return Poll::Pending;
             }
-            self.pause(false);
             if let Err(goodbye) = ready!(self.poll_read(context, scratch)) {
                 return Poll::Ready(goodbye);
             }
             scratch.turn.finish(&self.broker);
-            if self.link.is_asking() {
+            scratch.turn.begin(self.clock.now());
+            if self.link.is_asking() || self.unfinished {
                 break;
             }
-            scratch.turn.begin(self.clock.now());
         }
-        context.waker().wake_by_ref();
+        // Also now, for what the last read filled belongs to nobody else.
+        if !self.is_held(&mut scratch.turn) {
+            context.waker().wake_by_ref();
+        }
         Poll::Pending
+    }
+
+    fn is_held(&mut self, turn: &mut Turn) -> bool {
+        let held = self.link.is_held(turn);
+        self.pause(self.link.is_held_by_others());
+        held
     }
 
     fn pause(&mut self, paused: bool) {
@@ -162,7 +170,7 @@ impl Serving {
 
     /// Writes what the socket was too full for, if it has room again.
     fn poll_write(&self, context: &mut Context<'_>, turn: &mut Turn) {
-        while self.port.wants_room() {
+        if self.port.wants_room() {
             match self.port.socket.as_ref().poll_write_ready(context) {
                 Poll::Pending => return,
                 Poll::Ready(_) => {
@@ -185,8 +193,7 @@ impl Serving {
     ) -> Poll<Result<(), Goodbye>> {
         let Scratch { buffer, turn } = scratch;
         if std::mem::take(&mut self.unfinished) {
-            let bytes = std::mem::take(&mut self.partial);
-            return Poll::Ready(self.take(&bytes, turn));
+            return Poll::Ready(self.take_partial(turn));
         }
         let kept = self.partial.len();
         let in_place = kept <= LARGE_PACKET;
@@ -206,36 +213,41 @@ impl Serving {
             Poll::Ready(self.take(&buffer[..start + count], turn))
         } else {
             self.partial.extend_from_slice(&buffer[..count]);
-            let bytes = std::mem::take(&mut self.partial);
-            Poll::Ready(self.take(&bytes, turn))
+            Poll::Ready(self.take_partial(turn))
         }
     }
 
-    /// Shows bytes to the link until it can do no more with them; keeps the rest.
-    fn take(&mut self, mut bytes: &[u8], turn: &mut Turn) -> Result<(), Goodbye> {
-        loop {
-            let progress = self.link.on_bytes(bytes, turn)?;
-            if progress.consumed > 0 {
-                self.link.beat(self.clock.now()); // half a packet keeps nobody alive
-            }
-            bytes = &bytes[progress.consumed..];
-            if !progress.more {
-                break;
-            }
-            turn.finish(&self.broker);
-            turn.begin(self.clock.now());
-            if self.link.is_held(turn) {
-                self.unfinished = true;
-                break;
-            }
-        }
-        if bytes.is_empty() {
+    /// Shows bytes to the link; keeps what it does not take.
+    fn take(&mut self, bytes: &[u8], turn: &mut Turn) -> Result<(), Goodbye> {
+        let consumed = self.show(bytes, turn)?;
+        let rest = &bytes[consumed..];
+        if rest.is_empty() {
             self.partial = Vec::new();
         } else {
-            self.partial.clear();
-            self.partial.extend_from_slice(bytes);
+            self.partial.extend_from_slice(rest);
         }
         Ok(())
+    }
+
+    /// The same for what was kept. It stays where it is, so that a large packet that comes in
+    /// small pieces is not copied for each of them.
+    fn take_partial(&mut self, turn: &mut Turn) -> Result<(), Goodbye> {
+        let mut bytes = std::mem::take(&mut self.partial);
+        let consumed = self.show(&bytes, turn)?;
+        if consumed < bytes.len() {
+            bytes.drain(..consumed);
+            self.partial = bytes;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, bytes: &[u8], turn: &mut Turn) -> Result<usize, Goodbye> {
+        let progress = self.link.on_bytes(bytes, turn)?;
+        if progress.consumed > 0 {
+            self.link.beat(self.clock.now()); // half a packet keeps nobody alive
+        }
+        self.unfinished = progress.more;
+        Ok(progress.consumed)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -18,6 +19,8 @@ use crate::mqtt::{
 
 /// Bytes that may wait for a subscriber beside what its session holds.
 const BUFFER_SIZE: usize = 256 * 1024;
+/// Milliseconds that an answer of the broker may take.
+const ANSWER_PATIENCE: u32 = 1_000;
 
 pub(super) fn publish(
     broker: &Broker,
@@ -237,19 +240,24 @@ impl Subscriber {
         &mut self,
         reason: impl Fn(&Packet<'_>) -> Option<ReasonCode>,
     ) -> Result<(), ServerError> {
-        self.fetch();
-        // Messages may come before the answer: they stay.
-        let mut at = self.at;
-        while let Some((len, packet)) = next_packet(&self.unread[at..]) {
-            let Some(reason) = reason(&packet) else {
-                at += len;
-                continue;
-            };
-            self.unread.drain(at..at + len);
-            return match reason.is_error() {
-                true => Err(ServerError::Refused(reason.to_string())),
-                false => Ok(()),
-            };
+        // Nearly always there at once; unless a publisher is just writing to us, and comes to it in
+        // a moment.
+        for _ in 0..ANSWER_PATIENCE {
+            self.fetch();
+            // Messages may come before the answer: they stay.
+            let mut at = self.at;
+            while let Some((len, packet)) = next_packet(&self.unread[at..]) {
+                let Some(reason) = reason(&packet) else {
+                    at += len;
+                    continue;
+                };
+                self.unread.drain(at..at + len);
+                return match reason.is_error() {
+                    true => Err(ServerError::Refused(reason.to_string())),
+                    false => Ok(()),
+                };
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
         Err(ServerError::Refused("no answer".to_owned()))
     }

@@ -174,7 +174,8 @@ fn random_seed() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
-/// A broker with listeners. Dropping it stops accepting; [`stop`](Self::stop) ends it properly.
+/// A broker with listeners. Dropping it closes all connections; [`stop`](Self::stop) also waits
+/// for that.
 pub struct Server {
     broker: Arc<Broker>,
     clock: Clock,
@@ -250,14 +251,20 @@ impl Server {
     /// Stops: accepts nobody any more, publishes the wills of those connected, tells 5.0 clients,
     /// writes what waits to be written, and returns when all is closed or `within` is over.
     pub async fn stop(&self, within: Duration) {
-        self.stopping.send_replace(true);
+        self.begin_to_stop();
+        drop(self.alive.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let mut ended = self.ended.lock().await;
+        let _ = tokio::time::timeout(within, async { while ended.recv().await.is_some() {} }).await;
+    }
+
+    fn begin_to_stop(&self) {
+        if self.stopping.send_replace(true) {
+            return;
+        }
         let mut turn = Turn::default();
         turn.begin(self.clock.now());
         self.broker.shut_down(&mut turn);
         turn.finish(&self.broker);
-        drop(self.alive.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let mut ended = self.ended.lock().await;
-        let _ = tokio::time::timeout(within, async { while ended.recv().await.is_some() {} }).await;
     }
 
     fn alive(&self) -> Option<mpsc::Sender<()>> {
@@ -275,7 +282,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stopping.send_replace(true);
+        self.begin_to_stop();
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Outbound<M> {
     first: PacketId,
     /// How many slots from the front were sent on this connection; the rest waits to be resent.
     sent: usize,
+    /// How many slots from the front were looked at for PUBRELs to be repeated.
+    released: usize,
     /// Exchanges sent on this connection and not complete: what the receive maximum bounds.
     outstanding: u16,
     /// How many exchanges are in flight at all.
@@ -45,7 +47,10 @@ enum Slot<M> {
     Complete,
     AwaitPuback(M),
     AwaitPubrec(M),
-    AwaitPubcomp,
+    /// `counted`: its PUBLISH was sent on this connection and counts against the receive maximum.
+    AwaitPubcomp {
+        counted: bool,
+    },
 }
 
 /// The peer acknowledged what it could not.
@@ -84,6 +89,7 @@ impl<M> Outbound<M> {
             slots: VecDeque::new(),
             first: PacketId::FIRST,
             sent: 0,
+            released: 0,
             outstanding: 0,
             live: 0,
             receive_maximum,
@@ -122,6 +128,7 @@ impl<M> Outbound<M> {
         let id = self.id_at(self.slots.len());
         self.slots.push_back(slot);
         self.sent += 1;
+        self.released = self.slots.len();
         self.outstanding += 1;
         self.live += 1;
         Some(id)
@@ -129,10 +136,10 @@ impl<M> Outbound<M> {
 
     /// PUBACK came: the message is delivered and given back.
     pub fn on_puback(&mut self, id: PacketId) -> Result<M, OutboundError> {
-        let index = self.sent_index(id)?;
+        let index = self.index(id)?;
         match std::mem::replace(&mut self.slots[index], Slot::Complete) {
             Slot::AwaitPuback(message) => {
-                self.complete(index);
+                self.complete(index, index < self.sent);
                 Ok(message)
             }
             other => Err(self.put_back(index, other)),
@@ -145,18 +152,19 @@ impl<M> Outbound<M> {
         id: PacketId,
         refused: bool,
     ) -> Result<PubRecOutcome<M>, OutboundError> {
-        let index = self.sent_index(id)?;
+        let index = self.index(id)?;
+        let counted = index < self.sent;
         match std::mem::replace(&mut self.slots[index], Slot::Complete) {
             Slot::AwaitPubrec(message) if refused => {
-                self.complete(index);
+                self.complete(index, counted);
                 Ok(PubRecOutcome::Refused(message))
             }
             Slot::AwaitPubrec(message) => {
-                self.slots[index] = Slot::AwaitPubcomp;
+                self.slots[index] = Slot::AwaitPubcomp { counted };
                 Ok(PubRecOutcome::Release(Some(message)))
             }
-            Slot::AwaitPubcomp if !refused => {
-                self.slots[index] = Slot::AwaitPubcomp;
+            Slot::AwaitPubcomp { counted } if !refused => {
+                self.slots[index] = Slot::AwaitPubcomp { counted };
                 Ok(PubRecOutcome::Release(None))
             }
             other => Err(self.put_back(index, other)),
@@ -165,10 +173,10 @@ impl<M> Outbound<M> {
 
     /// PUBCOMP came: the exchange is over.
     pub fn on_pubcomp(&mut self, id: PacketId) -> Result<(), OutboundError> {
-        let index = self.sent_index(id)?;
+        let index = self.index(id)?;
         match std::mem::replace(&mut self.slots[index], Slot::Complete) {
-            Slot::AwaitPubcomp => {
-                self.complete(index);
+            Slot::AwaitPubcomp { counted } => {
+                self.complete(index, counted);
                 Ok(())
             }
             other => Err(self.put_back(index, other)),
@@ -176,11 +184,21 @@ impl<M> Outbound<M> {
     }
 
     /// A new connection, whose peer takes `receive_maximum` exchanges: all that is in flight has
-    /// to be sent again, in order, as far as that allows.
+    /// to be sent again, PUBRELs at once, then PUBLISH in order as far as that allows.
+    ///
+    /// An acknowledgement of what was not sent again yet counts all the same: the peer may have
+    /// answered on the old connection and repeat it now, and a PUBLISH after its PUBREC would be
+    /// taken for a new message `[MQTT-4.3.3-6]`.
     pub fn resume(&mut self, receive_maximum: u16) {
         self.receive_maximum = receive_maximum;
         self.sent = 0;
+        self.released = 0;
         self.outstanding = 0;
+        for slot in &mut self.slots {
+            if let Slot::AwaitPubcomp { counted } = slot {
+                *counted = false;
+            }
+        }
     }
 
     /// All that is in flight has to be sent again on this very connection.
@@ -190,7 +208,15 @@ impl<M> Outbound<M> {
 
     /// The next thing to send again, or `None` when that is all, for now.
     pub fn next_resend(&mut self) -> Option<Resend<'_, M>> {
-        while matches!(self.slots.get(self.sent), Some(Slot::Complete)) {
+        // The receive maximum does not hold a PUBREL back [MQTT-3.3.4-10].
+        while self.released < self.slots.len() {
+            self.released += 1;
+            if matches!(self.slots[self.released - 1], Slot::AwaitPubcomp { .. }) {
+                return Some(Resend::PubRel(self.id_at(self.released - 1)));
+            }
+        }
+        while matches!(self.slots.get(self.sent), Some(Slot::Complete | Slot::AwaitPubcomp { .. }))
+        {
             self.sent += 1;
         }
         if self.sent >= self.slots.len() || self.outstanding >= self.receive_maximum {
@@ -203,18 +229,17 @@ impl<M> Outbound<M> {
         match slot {
             Slot::AwaitPuback(message) => Some(Resend::Publish(id, QoS::AtLeastOnce, message)),
             Slot::AwaitPubrec(message) => Some(Resend::Publish(id, QoS::ExactlyOnce, message)),
-            Slot::AwaitPubcomp => Some(Resend::PubRel(id)),
-            Slot::Complete => None, // skipped above
+            Slot::AwaitPubcomp { .. } | Slot::Complete => None, // skipped above
         }
     }
 
     /// Gives up the message with this identifier as if the peer had refused it.
     pub fn abandon(&mut self, id: PacketId) {
-        if let Ok(index) = self.sent_index(id)
-            && !matches!(self.slots[index], Slot::Complete)
+        if let Ok(index) = self.index(id)
+            && matches!(self.slots[index], Slot::AwaitPuback(_) | Slot::AwaitPubrec(_))
         {
             self.slots[index] = Slot::Complete;
-            self.complete(index);
+            self.complete(index, index < self.sent);
         }
     }
 
@@ -230,8 +255,7 @@ impl<M> Outbound<M> {
                 self.live -= 1;
             }
         }
-        self.sent = 0;
-        self.outstanding = 0;
+        self.resend();
         self.trim();
         taken
     }
@@ -240,7 +264,7 @@ impl<M> Outbound<M> {
     pub fn messages(&self) -> impl Iterator<Item = &M> {
         self.slots.iter().filter_map(|slot| match slot {
             Slot::AwaitPuback(message) | Slot::AwaitPubrec(message) => Some(message),
-            Slot::AwaitPubcomp | Slot::Complete => None,
+            Slot::AwaitPubcomp { .. } | Slot::Complete => None,
         })
     }
 
@@ -254,11 +278,11 @@ impl<M> Outbound<M> {
         PacketId::new(zero_based as u16 + 1).unwrap_or(PacketId::FIRST)
     }
 
-    /// Where the exchange lies, if it was sent on this connection.
-    fn sent_index(&self, id: PacketId) -> Result<usize, OutboundError> {
+    /// Where the exchange lies.
+    fn index(&self, id: PacketId) -> Result<usize, OutboundError> {
         let distance = usize::from(id.get()) + IDS - usize::from(self.first.get());
         let index = distance % IDS;
-        if index < self.sent { Ok(index) } else { Err(OutboundError::Unknown) }
+        if index < self.slots.len() { Ok(index) } else { Err(OutboundError::Unknown) }
     }
 
     fn put_back(&mut self, index: usize, slot: Slot<M>) -> OutboundError {
@@ -270,9 +294,9 @@ impl<M> Outbound<M> {
         error
     }
 
-    fn complete(&mut self, index: usize) {
+    fn complete(&mut self, index: usize, counted: bool) {
         self.live -= 1;
-        self.outstanding -= 1;
+        self.outstanding -= u16::from(counted);
         if index == 0 {
             self.trim();
         }
@@ -284,6 +308,7 @@ impl<M> Outbound<M> {
             self.slots.pop_front();
             self.first = self.first.next();
             self.sent = self.sent.saturating_sub(1);
+            self.released = self.released.saturating_sub(1);
         }
         if self.slots.is_empty() && self.slots.capacity() > 1024 {
             self.slots = VecDeque::new();
@@ -348,24 +373,45 @@ mod tests {
 
     #[test]
     fn resends_come_in_order_and_obey_the_new_receive_maximum() {
-        // [MQTT-4.4.0-1], [MQTT-4.6.0-1]
+        // [MQTT-4.4.0-1], [MQTT-4.6.0-1], [MQTT-3.3.4-10]
         let mut out = Outbound::new(10);
         for message in ['a', 'b', 'c', 'd'] {
             out.push(if message == 'b' { Q2 } else { Q1 }, message);
         }
         out.on_pubrec(id(2), false).expect("in step");
         out.on_puback(id(3)).expect("in step");
-        out.resume(2);
+        out.resume(1);
         assert!(!out.can_send());
+        assert_eq!(out.next_resend(), Some(Resend::PubRel(id(2))), "at once");
         assert_eq!(out.next_resend(), Some(Resend::Publish(id(1), Q1, &mut 'a')));
-        assert_eq!(out.next_resend(), Some(Resend::PubRel(id(2))));
         assert_eq!(out.next_resend(), None);
-        assert_eq!(out.on_puback(id(4)), Err(OutboundError::Unknown), "not sent yet");
+        out.on_pubcomp(id(2)).expect("in step");
+        assert_eq!(out.next_resend(), None, "a PUBREL alone takes no place");
         out.on_puback(id(1)).expect("in step");
         assert_eq!(out.next_resend(), Some(Resend::Publish(id(4), Q1, &mut 'd')));
         assert!(!out.can_send());
-        out.on_pubcomp(id(2)).expect("in step");
+        out.on_puback(id(4)).expect("in step");
         assert!(out.can_send());
+    }
+
+    #[test]
+    fn an_acknowledgement_counts_before_its_message_was_sent_again() {
+        // [MQTT-4.3.3-6]: no PUBLISH after PUBREC.
+        let mut out = Outbound::new(10);
+        out.push(Q2, 'a');
+        out.push(Q2, 'b');
+        out.push(Q1, 'c');
+        out.resume(1);
+        assert_eq!(out.next_resend(), Some(Resend::Publish(id(1), Q2, &mut 'a')));
+        assert_eq!(out.on_pubrec(id(2), false), Ok(PubRecOutcome::Release(Some('b'))));
+        assert_eq!(out.on_puback(id(3)), Ok('c'));
+        out.on_pubrec(id(1), false).expect("in step");
+        assert!(!out.can_send(), "the first exchange still counts");
+        out.on_pubcomp(id(1)).expect("in step");
+        assert_eq!(out.next_resend(), None, "nothing of it is published again");
+        assert!(out.can_send());
+        out.on_pubcomp(id(2)).expect("in step");
+        assert!(out.is_empty());
     }
 
     #[test]
