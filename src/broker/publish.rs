@@ -5,7 +5,7 @@
 //!
 //! Two roads lead there. Most bytes of a busy broker are runs of QoS 0 frames on one topic without
 //! properties: those are copied to each receiver as they stand, the whole run at once
-//! ([`Link::on_run`]). Everything else is decoded and framed for each receiver.
+//! ([`Open::on_run`]). Everything else is decoded and framed for each receiver.
 
 use std::sync::Arc;
 
@@ -57,7 +57,7 @@ impl RouteCache {
         self.last.as_ref()
     }
 
-    fn get(&mut self, broker: &Broker, topic: &str) -> Option<Arc<CachedRoute>> {
+    fn get(&self, broker: &Broker, topic: &str) -> Option<Arc<CachedRoute>> {
         let topics = broker.topics();
         if *self.last_topic == *topic {
             let known = self.last.as_ref()?;

@@ -148,10 +148,10 @@ impl RetainedStore {
         if !expired.is_empty() {
             let mut messages = self.messages.write().unwrap_or_else(PoisonError::into_inner);
             for topic in expired {
-                if messages.get(&topic).is_some_and(|m| m.as_publish().is_expired(now)) {
-                    if let Some(old) = messages.remove(&topic) {
-                        self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
-                    }
+                if messages.get(&topic).is_some_and(|m| m.as_publish().is_expired(now))
+                    && let Some(old) = messages.remove(&topic)
+                {
+                    self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
                 }
             }
         }

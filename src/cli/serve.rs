@@ -213,11 +213,8 @@ async fn serve(config: Config, addresses: &[String], any: bool) -> anyhow::Resul
             Ok(local) => listening.push(local.to_string()),
             Err(error) => failure = Some(error),
         }
-        // With -p, one of IPv4 and IPv6 may be missing on this machine.
-        if failure.is_some() && !(any && !listening.is_empty()) {
-            break;
-        }
     }
+    // With -p, one of IPv4 and IPv6 may be missing on this machine.
     if let Some(error) = failure.filter(|_| !any || listening.is_empty()) {
         eprintln!("surgemq: {}", explain(&error));
         return Ok(ExitCode::from(EXIT_LISTEN));

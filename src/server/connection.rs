@@ -170,18 +170,15 @@ impl Serving {
 
     /// Writes what the socket was too full for, if it has room again.
     fn poll_write(&self, context: &mut Context<'_>, turn: &mut Turn) {
-        if self.port.wants_room() {
-            match self.port.socket.as_ref().poll_write_ready(context) {
-                Poll::Pending => return,
-                Poll::Ready(_) => {
-                    self.port.has_room();
-                    match self.link.session() {
-                        Some(session) => session.drain(&self.broker, self.clock.now()),
-                        None => return,
-                    }
-                    turn.finish(&self.broker);
-                }
-            }
+        if !self.port.wants_room()
+            || self.port.socket.as_ref().poll_write_ready(context).is_pending()
+        {
+            return;
+        }
+        self.port.has_room();
+        if let Some(session) = self.link.session() {
+            session.drain(&self.broker, self.clock.now());
+            turn.finish(&self.broker);
         }
     }
 
