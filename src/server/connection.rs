@@ -142,8 +142,10 @@ impl Serving {
             if let Err(goodbye) = ready!(self.poll_read(context, scratch)) {
                 return Poll::Ready(goodbye);
             }
-            scratch.turn.finish(&self.broker);
-            scratch.turn.begin(self.clock.now());
+            if !scratch.turn.is_worth_going_on() {
+                scratch.turn.finish(&self.broker);
+                scratch.turn.begin(self.clock.now());
+            }
             if self.link.is_asking() || self.unfinished {
                 break;
             }
