@@ -85,7 +85,7 @@ impl Broker {
         loop {
             let limit = self.config().max_sessions;
             let (session, _) = self.sessions().get_or_create(&admission.client_id, limit)?;
-            let mut state = session.lock_between_writes();
+            let mut state = session.lock_between_turns();
             if state.ended {
                 drop(state);
                 self.sessions().remove(&session);

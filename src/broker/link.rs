@@ -150,9 +150,14 @@ impl Link {
     /// together with what follows.
     pub fn on_bytes(&mut self, bytes: &[u8], turn: &mut Turn) -> Result<Progress, Goodbye> {
         let mut at = 0;
-        let handled = self.handle(bytes, &mut at, turn);
+        let began = match &self.phase {
+            Phase::Open(open) => open.begin_turn(),
+            Phase::Fresh | Phase::Asking(_) | Phase::Closed => Ok(()),
+        };
+        let handled = began.and_then(|()| self.handle(bytes, &mut at, turn));
         if let Phase::Open(open) = &self.phase {
             open.flush_answers(turn);
+            open.end_turn();
         }
         match handled {
             Ok(more) => Ok(Progress { consumed: at, more }),
@@ -379,6 +384,21 @@ impl Open {
             Packet::ConnAck(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => Err(
                 Cause::violation(ReasonCode::ProtocolError, "a packet that only a server may send"),
             ),
+        }
+    }
+
+    /// What comes now is handled before another connection gets the session: or a message that
+    /// this one has begun to route could be overtaken by the next one's `[MQTT-4.6.0-5]`.
+    fn begin_turn(&self) -> Result<(), Cause> {
+        if let Some(link) = self.own_session()?.link_of(self.epoch) {
+            link.in_turn = true;
+        }
+        Ok(())
+    }
+
+    fn end_turn(&self) {
+        if let Some(link) = self.session.lock().link_of(self.epoch) {
+            link.in_turn = false;
         }
     }
 

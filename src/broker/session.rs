@@ -97,6 +97,8 @@ pub(crate) struct LinkState {
     /// Bytes at the start of `outbox` that are written already.
     head: usize,
     writing: bool,
+    /// Its bytes are being handled at this moment.
+    pub(crate) in_turn: bool,
     /// `None` when the client takes none.
     aliases: Option<Box<OutboundAliases>>,
     full_since: Option<Millis>,
@@ -194,9 +196,19 @@ impl Session {
     /// The lock, to end the connection with: at a moment when no other thread holds bytes that
     /// come before the last ones. Writing never waits, so this is about one system call long.
     pub(crate) fn lock_between_writes(&self) -> MutexGuard<'_, State> {
+        self.lock_when(|link| !link.writing)
+    }
+
+    /// The lock, to take the session from its connection with: also at a moment when none of that
+    /// one's packets is being handled. A turn is bounded, and never waits either.
+    pub(crate) fn lock_between_turns(&self) -> MutexGuard<'_, State> {
+        self.lock_when(|link| !link.writing && !link.in_turn)
+    }
+
+    fn lock_when(&self, ready: impl Fn(&LinkState) -> bool) -> MutexGuard<'_, State> {
         loop {
             let state = self.lock();
-            if !state.link.as_ref().is_some_and(|link| link.writing) {
+            if state.link.as_ref().is_none_or(|link| ready(link)) {
                 return state;
             }
             drop(state);
@@ -480,6 +492,7 @@ impl LinkState {
             outbox: attachment.connack,
             head: 0,
             writing: false,
+            in_turn: false,
             aliases: (attachment.topic_alias_maximum > 0)
                 .then(|| Box::new(OutboundAliases::new(attachment.topic_alias_maximum))),
             full_since: None,
