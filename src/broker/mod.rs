@@ -37,6 +37,8 @@ mod stats;
 mod subscribe;
 mod subscription;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod turn;
 mod will;
 

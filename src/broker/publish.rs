@@ -114,7 +114,7 @@ impl Broker {
 
     /// With `may_refuse` a message that cannot be retained is not delivered either: its publisher
     /// is told and may try again.
-    fn deliver(
+    pub(crate) fn deliver(
         &self,
         publish: PublishRef<'_>,
         route: &Route,
@@ -187,7 +187,7 @@ impl Broker {
 
 /// What publishing came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     Delivered,
     Nobody,
     Refused,

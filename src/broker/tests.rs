@@ -1,0 +1,259 @@
+//! The broker as its connections see it, and the moments between two of its steps that no socket
+//! can be made to hit.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::publish::Outcome;
+use super::route::Route;
+use super::*;
+use crate::mqtt::{
+    Connect, Frame, Packet, PacketId, Properties, QoS, RetainHandling, Role, Subscribe,
+    SubscriptionRequest, Unsubscribe, Version,
+};
+
+/// A socket with room for so many bytes.
+struct Socket {
+    bytes: Mutex<Vec<u8>>,
+    room: AtomicUsize,
+    pulse: Pulse,
+}
+
+impl Outlet for Socket {
+    fn write(&self, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(self.room.load(Ordering::Relaxed));
+        self.room.fetch_sub(count, Ordering::Relaxed);
+        self.bytes.lock().expect("not poisoned").extend_from_slice(&bytes[..count]);
+        count
+    }
+
+    fn wait_for_room(&self) {}
+
+    fn wake(&self) {}
+
+    fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+}
+
+struct Peer {
+    broker: Arc<Broker>,
+    socket: Arc<Socket>,
+    link: Link,
+    version: Version,
+}
+
+impl Peer {
+    fn connect(broker: &Arc<Broker>, client_id: &str, clean_start: bool) -> Self {
+        let version = Version::V311;
+        let socket = Arc::new(Socket {
+            bytes: Mutex::default(),
+            room: AtomicUsize::new(usize::MAX),
+            pulse: Pulse::new(0, 0),
+        });
+        let link = broker.connection(Arc::clone(&socket) as SharedOutlet, None);
+        let mut peer = Self { broker: Arc::clone(broker), socket, link, version };
+        peer.send(&Packet::Connect(Box::new(Connect {
+            version,
+            bridge: false,
+            clean_start,
+            keep_alive_secs: 0,
+            client_id,
+            will: None,
+            username: None,
+            password: None,
+            properties: Properties::default(),
+        })));
+        peer
+    }
+
+    fn send(&mut self, packet: &Packet<'_>) {
+        let mut bytes = Vec::new();
+        packet.encode(self.version, &mut bytes).expect("it fits");
+        let mut turn = Turn::default();
+        turn.begin(1);
+        self.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
+        turn.finish(&self.broker);
+    }
+
+    fn subscribe(&mut self, filter: &str, qos: QoS) {
+        self.send(&Packet::Subscribe(Subscribe {
+            packet_id: PacketId::FIRST,
+            properties: Properties::default(),
+            requests: vec![SubscriptionRequest {
+                filter,
+                qos,
+                no_local: false,
+                retain_as_published: false,
+                retain_handling: RetainHandling::Send,
+            }],
+        }));
+    }
+
+    fn unsubscribe(&mut self, filter: &str) {
+        self.send(&Packet::Unsubscribe(Unsubscribe {
+            packet_id: PacketId::FIRST,
+            properties: Properties::default(),
+            filters: vec![filter],
+        }));
+    }
+
+    /// What arrived since the last call: PUBLISH as "identifier dup payload", anything else not.
+    fn take(&self) -> Vec<String> {
+        let bytes = std::mem::take(&mut *self.socket.bytes.lock().expect("not poisoned"));
+        let (mut rest, mut found) = (&bytes[..], Vec::new());
+        while let Some(frame) = Frame::parse(rest, u32::MAX).expect("well formed") {
+            rest = &rest[frame.len..];
+            if let Packet::Publish(publish) =
+                frame.decode(self.version, Role::Server).expect("well formed")
+            {
+                let id = publish.packet_id.map_or(0, PacketId::get);
+                let payload = String::from_utf8_lossy(publish.payload);
+                found.push(format!("{id} {} {payload}", publish.dup));
+            }
+        }
+        found
+    }
+}
+
+fn broker() -> Arc<Broker> {
+    let config = Config { sys_interval_secs: 0, ..Config::default() };
+    Arc::new(Broker::new(config, Providers::default(), 1))
+}
+
+fn message<'a>(payload: &'a str, qos: QoS, retain: bool) -> PublishRef<'a> {
+    PublishRef {
+        topic: "a/b",
+        properties: &[],
+        payload: payload.as_bytes(),
+        qos,
+        retain,
+        expires_at: None,
+        publisher: 0,
+    }
+}
+
+/// Publishes along a route that was resolved before.
+fn along(broker: &Broker, route: &Route, publish: PublishRef<'_>) -> Outcome {
+    let mut turn = Turn::default();
+    turn.begin(1);
+    let outcome = broker.deliver(publish, route, false, &mut turn);
+    turn.finish(broker);
+    outcome
+}
+
+#[test]
+fn a_route_resolved_before_loses_nothing_and_sends_nothing_after_unsuback() {
+    // [MQTT-3.8.4-4], [MQTT-3.10.4-2]
+    let broker = broker();
+    let mut peer = Peer::connect(&broker, "c", true);
+    peer.subscribe("a/#", QoS::AtMostOnce);
+    peer.subscribe("a/b", QoS::AtMostOnce);
+    let route = Route::resolve(broker.topics(), "a/b", 0);
+    peer.unsubscribe("a/b");
+    along(&broker, &route, message("overlap", QoS::AtMostOnce, false));
+    peer.subscribe("a/#", QoS::AtLeastOnce);
+    along(&broker, &route, message("replaced", QoS::AtMostOnce, false));
+    peer.unsubscribe("a/#");
+    along(&broker, &route, message("too late", QoS::AtMostOnce, false));
+    assert_eq!(peer.take(), ["0 false overlap", "0 false replaced"]);
+}
+
+#[test]
+fn who_subscribes_while_a_retained_message_is_stored_gets_the_newer_one_last() {
+    let broker = broker();
+    let route = Route::resolve(broker.topics(), "a/b", 0);
+    along(&broker, &route, message("old", QoS::AtMostOnce, true));
+    let mut peer = Peer::connect(&broker, "c", true);
+    peer.subscribe("a/b", QoS::AtMostOnce);
+    along(&broker, &route, message("new", QoS::AtMostOnce, true));
+    assert_eq!(peer.take(), ["0 false old", "0 false new"]);
+}
+
+#[test]
+fn the_only_member_of_a_group_gets_its_message_again_as_it_was() {
+    // [MQTT-4.4.0-1], [MQTT-3.3.1-1]
+    let broker = broker();
+    let mut peer = Peer::connect(&broker, "c", false);
+    peer.subscribe("$share/g/a/b", QoS::AtLeastOnce);
+    let route = Route::resolve(broker.topics(), "a/b", 0);
+    along(&broker, &route, message("once", QoS::AtLeastOnce, false));
+    assert_eq!(peer.take(), ["1 false once"]);
+    drop(peer);
+    assert_eq!(Peer::connect(&broker, "c", false).take(), ["1 true once"]);
+}
+
+#[test]
+fn another_member_gets_what_a_lost_one_did_not_acknowledge() {
+    let broker = broker();
+    let mut lost = Peer::connect(&broker, "lost", false);
+    lost.subscribe("$share/g/a/b", QoS::AtLeastOnce);
+    let route = Route::resolve(broker.topics(), "a/b", 0);
+    along(&broker, &route, message("orphan", QoS::AtLeastOnce, false));
+    let mut other = Peer::connect(&broker, "other", false);
+    other.subscribe("$share/g/a/b", QoS::AtLeastOnce);
+    drop(lost);
+    assert_eq!(other.take(), ["1 false orphan"]);
+}
+
+#[test]
+fn a_peer_that_does_not_read_is_not_read_either() {
+    let broker = broker();
+    let mut peer = Peer::connect(&broker, "c", true);
+    peer.socket.room.store(0, Ordering::Relaxed);
+    let bound = broker.config().outbox_bytes;
+    let pings = [0xC0, 0].repeat(1000);
+    let mut turn = Turn::default();
+    let mut sent = 0;
+    while !peer.link.is_held(&mut turn) {
+        turn.begin(1);
+        peer.link.on_bytes(&pings, &mut turn).expect("the link stays open");
+        turn.finish(&broker);
+        sent += pings.len();
+        assert!(sent < 8 * bound, "still read after {sent} bytes");
+    }
+    assert!(!peer.link.is_held_by_others(), "its silence is its own");
+    peer.socket.room.store(usize::MAX, Ordering::Relaxed);
+    peer.link.session().expect("open").drain(&broker, 1);
+    assert!(!peer.link.is_held(&mut turn));
+}
+
+#[test]
+fn a_subscriber_that_is_full_holds_its_publisher_back_until_it_is_slow() {
+    let broker = broker();
+    let mut slow = Peer::connect(&broker, "slow", true);
+    slow.subscribe("a/b", QoS::AtMostOnce);
+    slow.socket.room.store(0, Ordering::Relaxed);
+    let mut publisher = Peer::connect(&broker, "publisher", true);
+    let payload = "x".repeat(100_000);
+    let mut bytes = Vec::new();
+    message(&payload, QoS::AtMostOnce, false).encode(
+        &message::Framing {
+            version: Version::V311,
+            dup: false,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            id: None,
+            alias: crate::session::Assigned::None,
+            subscription_ids: &[],
+            now: 0,
+        },
+        &mut bytes,
+    );
+    let mut turn = Turn::default();
+    for _ in 0..20 {
+        turn.begin(1);
+        publisher.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
+        turn.finish(&broker);
+        if publisher.link.is_held(&mut turn) {
+            break;
+        }
+    }
+    assert!(publisher.link.is_held_by_others());
+    turn.begin(1 + broker.config().slow_grace_ms);
+    broker.tick(&mut turn);
+    assert!(!publisher.link.is_held(&mut turn), "its grace is over");
+    publisher.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
+    turn.finish(&broker);
+    assert_eq!(broker.stats().dropped(DropReason::SlowConsumer), 1);
+}
