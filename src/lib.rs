@@ -33,7 +33,7 @@
 //! | [`session`] | what two peers remember of each other: QoS machines, packet identifiers, aliases | the broker, tokio, a clock |
 //! | [`broker`] | routing and policy behind a few synchronous calls; the provider traits | I/O, tokio, a clock, randomness |
 //! | [`server`], [`client`] | sockets, tasks, timeouts, reconnects | each other, protocol decisions |
-//! | [`mod@bench`] | load and measurement | terminals |
+//! | [`bench`](mod@bench) | load and measurement | terminals |
 //! | `cli` | flags, printing, exit codes | what could be tested without a terminal |
 //!
 //! # The life of a PUBLISH
