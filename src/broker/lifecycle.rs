@@ -100,7 +100,8 @@ impl Broker {
                 self.end_session(&session, None, turn);
                 continue;
             }
-            let overdue = state.will_due.take_if(|at| *at <= turn.now).and(state.will.take());
+            let due = state.will_due.take_if(|at| *at <= turn.now).is_some();
+            let overdue = if due { state.will.take() } else { None };
             let displaced = self.displace(&mut state);
             state.expiry_secs = expiry_secs;
             state.will = admission.will.as_ref().map(|will| will.clone_for(session.number()));
