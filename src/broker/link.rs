@@ -159,6 +159,9 @@ impl Link {
             open.flush_answers(turn);
             open.end_turn();
         }
+        for session in turn.take_full() {
+            wait_for(&mut self.held_by, &session);
+        }
         match handled {
             Ok(more) => Ok(Progress { consumed: at, more }),
             Err(cause) => Err(self.end(&cause, turn)),
@@ -230,20 +233,13 @@ impl Link {
 
     /// Whether reading should wait, because a receiver of what this peer publishes is full. The
     /// outlet is woken when it may go on.
-    pub fn is_held(&mut self, turn: &mut Turn) -> bool {
-        for session in turn.take_full() {
-            if !self.held_by.iter().any(|known| Arc::ptr_eq(known, &session)) {
-                self.held_by.push(session);
-            }
-        }
+    pub fn is_held(&mut self) -> bool {
         if let Phase::Open(open) = &self.phase
             && let Some(last) = open.routes.as_ref().and_then(|routes| routes.last())
         {
             for target in &last.route.targets {
-                if target.session.flow() == Flow::Full
-                    && !self.held_by.iter().any(|known| Arc::ptr_eq(known, &target.session))
-                {
-                    self.held_by.push(Arc::clone(&target.session));
+                if target.session.flow() == Flow::Full {
+                    wait_for(&mut self.held_by, &target.session);
                 }
             }
         }
@@ -312,6 +308,12 @@ impl Link {
     /// The current time, for the link's own task.
     pub fn beat(&self, now: Millis) {
         self.outlet.pulse().beat(now);
+    }
+}
+
+fn wait_for(held_by: &mut Vec<Arc<Session>>, session: &Arc<Session>) {
+    if !held_by.iter().any(|known| Arc::ptr_eq(known, session)) {
+        held_by.push(Arc::clone(session));
     }
 }
 

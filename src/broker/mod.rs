@@ -208,7 +208,6 @@ impl Broker {
             self.purge();
         }
         self.publish_sys(turn);
-        drop(turn.take_full()); // nobody who could hold back
     }
 
     /// The time of the last tick.

@@ -205,7 +205,7 @@ fn a_peer_that_does_not_read_is_not_read_either() {
     let pings = [0xC0, 0].repeat(1000);
     let mut turn = Turn::default();
     let mut sent = 0;
-    while !peer.link.is_held(&mut turn) {
+    while !peer.link.is_held() {
         turn.begin(1);
         peer.link.on_bytes(&pings, &mut turn).expect("the link stays open");
         turn.finish(&broker);
@@ -215,7 +215,7 @@ fn a_peer_that_does_not_read_is_not_read_either() {
     assert!(!peer.link.is_held_by_others(), "its silence is its own");
     peer.socket.room.store(usize::MAX, Ordering::Relaxed);
     peer.link.session().expect("open").drain(&broker, 1);
-    assert!(!peer.link.is_held(&mut turn));
+    assert!(!peer.link.is_held());
 }
 
 #[test]
@@ -245,14 +245,14 @@ fn a_subscriber_that_is_full_holds_its_publisher_back_until_it_is_slow() {
         turn.begin(1);
         publisher.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
         turn.finish(&broker);
-        if publisher.link.is_held(&mut turn) {
+        if publisher.link.is_held() {
             break;
         }
     }
     assert!(publisher.link.is_held_by_others());
     turn.begin(1 + broker.config().slow_grace_ms);
     broker.tick(&mut turn);
-    assert!(!publisher.link.is_held(&mut turn), "its grace is over");
+    assert!(!publisher.link.is_held(), "its grace is over");
     publisher.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
     turn.finish(&broker);
     assert_eq!(broker.stats().dropped(DropReason::SlowConsumer), 1);

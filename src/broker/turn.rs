@@ -79,8 +79,9 @@ impl Turn {
         }
     }
 
-    /// The sessions that were found full since the last call.
-    pub fn take_full(&mut self) -> std::vec::Drain<'_, Arc<Session>> {
+    /// The sessions that were found full since the last call. What a publisher does not take, the
+    /// end of the turn forgets: it belongs to nobody else.
+    pub(crate) fn take_full(&mut self) -> std::vec::Drain<'_, Arc<Session>> {
         self.full.drain(..)
     }
 
@@ -104,6 +105,7 @@ impl Turn {
         for outlet in self.woken.drain(..) {
             outlet.wake();
         }
+        self.full.clear();
         broker.stats().add(&mut self.tally);
     }
 }

@@ -115,7 +115,6 @@ impl Serving {
             let scratch = &mut *scratch.borrow_mut();
             let polled = self.poll_with(context, scratch);
             scratch.turn.finish(&self.broker);
-            drop(scratch.turn.take_full()); // it is this connection's and no other's
             polled
         })
     }
@@ -136,7 +135,7 @@ impl Serving {
             self.unfinished = true;
         }
         for _ in 0..READS_PER_TURN {
-            if self.is_held(&mut scratch.turn) {
+            if self.is_held() {
                 return Poll::Pending;
             }
             if let Err(goodbye) = ready!(self.poll_read(context, scratch)) {
@@ -150,15 +149,12 @@ impl Serving {
                 break;
             }
         }
-        // Also now, for what the last read filled belongs to nobody else.
-        if !self.is_held(&mut scratch.turn) {
-            context.waker().wake_by_ref();
-        }
+        context.waker().wake_by_ref();
         Poll::Pending
     }
 
-    fn is_held(&mut self, turn: &mut Turn) -> bool {
-        let held = self.link.is_held(turn);
+    fn is_held(&mut self) -> bool {
+        let held = self.link.is_held();
         self.pause(self.link.is_held_by_others());
         held
     }

@@ -242,7 +242,7 @@ impl World<'_> {
             let client = &mut self.clients[at];
             let version = client.version;
             let Some(connection) = &mut client.connection else { break };
-            if connection.link.is_held(&mut self.turn) || connection.outgoing.is_empty() {
+            if connection.link.is_held() || connection.outgoing.is_empty() {
                 break;
             }
             // One packet at a time: the model has to look at each before the broker acts on it.
