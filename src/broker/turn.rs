@@ -91,6 +91,8 @@ impl Turn {
 
     /// Ends the turn: empties every mailbox that was touched, once.
     pub fn finish(&mut self, broker: &Broker) {
+        // The last first: answers to the publisher, which were appended last, let it go on while
+        // its receivers are written to. (The other way round costs QoS 1 and 2 a tenth more.)
         while let Some(session) = self.touched.pop() {
             session.drain(broker, self.now);
         }
