@@ -262,6 +262,41 @@ impl Session {
         broker.stats().add(&mut tally);
     }
 
+    /// Writes `bytes` past the outbox, which is empty, and keeps there what the outlet does not
+    /// take. `state` is this session's, and idle.
+    pub(crate) fn write_through(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        bytes: &[u8],
+        config: &Config,
+        turn: &mut Turn,
+    ) {
+        let epoch = state.epoch;
+        let Some(link) = &mut state.link else { return };
+        link.writing = true;
+        let outlet = Arc::clone(&link.outlet);
+        drop(state);
+        let written = outlet.write(bytes);
+        turn.tally.bytes_sent += written as u64;
+        let blocked = written < bytes.len();
+        {
+            let mut state = self.lock();
+            let Some(link) = state.link_of(epoch) else { return };
+            link.writing = false;
+            if blocked {
+                let mut kept = bytes[written..].to_vec();
+                kept.append(&mut link.outbox);
+                link.outbox = kept;
+            } else if link.waiting() > 0 {
+                turn.touch(self); // what others appended meanwhile
+            }
+            self.note_filled(&mut state, config, turn);
+        }
+        if blocked {
+            outlet.wait_for_room();
+        }
+    }
+
     /// The outbox is empty: fetches more of the retained messages that are owed. False when
     /// there are none.
     fn go_on_replaying(self: &Arc<Self>, broker: &Broker, now: Millis) -> bool {

@@ -218,6 +218,50 @@ fn a_peer_that_does_not_read_is_not_read_either() {
     assert!(!peer.link.is_held());
 }
 
+/// A PUBLISH at QoS 0 as a 3.1.1 client sends it.
+fn frame(payload: &str) -> Vec<u8> {
+    let how = message::Framing {
+        version: Version::V311,
+        dup: false,
+        qos: QoS::AtMostOnce,
+        retain: false,
+        id: None,
+        alias: crate::session::Assigned::None,
+        subscription_ids: &[],
+        now: 0,
+    };
+    let mut bytes = Vec::new();
+    message(payload, QoS::AtMostOnce, false).encode(&how, &mut bytes);
+    bytes
+}
+
+#[test]
+fn a_long_run_is_written_past_the_outbox_and_its_rest_stays_in_order() {
+    let broker = broker();
+    let mut subscriber = Peer::connect(&broker, "subscriber", true);
+    subscriber.subscribe("a/b", QoS::AtMostOnce);
+    let mut publisher = Peer::connect(&broker, "publisher", true);
+    subscriber.socket.room.store(10_001, Ordering::Relaxed);
+    let run =
+        |from: usize| (from..from + 5_000).flat_map(|n| frame(&n.to_string())).collect::<Vec<u8>>();
+    let mut turn = Turn::default();
+    for from in [0, 5_000] {
+        let bytes = run(from);
+        assert!(bytes.len() > 16 * 1024, "long enough");
+        turn.begin(1);
+        let progress = publisher.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
+        assert_eq!(progress.consumed, bytes.len());
+        turn.finish(&broker);
+    }
+    subscriber.socket.room.store(usize::MAX, Ordering::Relaxed);
+    subscriber.link.session().expect("open").drain(&broker, 1);
+    turn.begin(1);
+    publisher.link.on_bytes(&run(10_000), &mut turn).expect("the link stays open");
+    turn.finish(&broker);
+    let expected: Vec<String> = (0..15_000).map(|n| format!("0 false {n}")).collect();
+    assert_eq!(subscriber.take(), expected);
+}
+
 #[test]
 fn a_subscriber_that_is_full_holds_its_publisher_back_until_it_is_slow() {
     let broker = broker();
@@ -226,20 +270,7 @@ fn a_subscriber_that_is_full_holds_its_publisher_back_until_it_is_slow() {
     slow.socket.room.store(0, Ordering::Relaxed);
     let mut publisher = Peer::connect(&broker, "publisher", true);
     let payload = "x".repeat(100_000);
-    let mut bytes = Vec::new();
-    message(&payload, QoS::AtMostOnce, false).encode(
-        &message::Framing {
-            version: Version::V311,
-            dup: false,
-            qos: QoS::AtMostOnce,
-            retain: false,
-            id: None,
-            alias: crate::session::Assigned::None,
-            subscription_ids: &[],
-            now: 0,
-        },
-        &mut bytes,
-    );
+    let bytes = frame(&payload);
     let mut turn = Turn::default();
     for _ in 0..20 {
         turn.begin(1);
