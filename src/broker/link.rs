@@ -305,7 +305,7 @@ impl Link {
         goodbye
     }
 
-    /// The current time, for the link's own task.
+    /// Whole packets came: the peer is alive.
     pub fn beat(&self, now: Millis) {
         self.outlet.pulse().beat(now);
     }

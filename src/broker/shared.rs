@@ -16,6 +16,7 @@ use super::session::{Delivered, Flow, Kept, Session, State, Terms};
 use super::stats::DropReason;
 use super::subscription::Subscription;
 use super::turn::Turn;
+use crate::mqtt::QoS;
 
 /// The members of one `$share/NAME/FILTER`.
 #[derive(Debug, Default)]
@@ -102,10 +103,7 @@ impl ShareGroup {
                 !link.is_slow()
                     && link.waiting() < config.outbox_bytes
                     && state.queue.is_empty()
-                    && {
-                        message.publish.qos == crate::mqtt::QoS::AtMostOnce
-                            || state.outbound.can_send()
-                    }
+                    && (message.publish.qos == QoS::AtMostOnce || state.outbound.can_send())
             }
             (Some(_), Pass::Online) => true,
             (None, Pass::Offline) => state.expiry_secs > 0,
@@ -121,7 +119,7 @@ impl ShareGroup {
             subscription_ids: if member.identifier == 0 { &[] } else { &identifiers },
             share: Some(self),
         };
-        if pass == Pass::Offline && terms.qos == crate::mqtt::QoS::AtMostOnce {
+        if pass == Pass::Offline && terms.qos == QoS::AtMostOnce {
             return None;
         }
         Some(session.deliver_locked(&mut state, config, message, &terms, turn))
@@ -132,8 +130,11 @@ impl ShareGroup {
 /// acknowledge, as far as another member is there to get it. `state` is its own. What nobody else
 /// could take stays where it is, to be sent again with its identifier.
 pub(crate) fn take_orphans(session: &Arc<Session>, state: &mut State) -> Vec<Kept> {
-    let wanted =
-        |kept: &Kept| kept.share.as_ref().is_some_and(|group| another_is_online(group, session));
+    // A session that has ended will not send them again: then any other member may keep them.
+    let ended = state.ended;
+    let wanted = |kept: &Kept| {
+        kept.share.as_ref().is_some_and(|group| ended || another_is_online(group, session))
+    };
     let unacknowledged =
         state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(wanted));
     let mut orphans: Vec<Kept> = unacknowledged.into_iter().flatten().collect();

@@ -197,6 +197,21 @@ fn another_member_gets_what_a_lost_one_did_not_acknowledge() {
 }
 
 #[test]
+fn a_member_that_is_away_gets_what_an_ended_one_leaves() {
+    // [MQTT-4.8.2-5]
+    let broker = broker();
+    let mut lost = Peer::connect(&broker, "lost", true);
+    lost.subscribe("$share/g/a/b", QoS::AtLeastOnce);
+    let mut away = Peer::connect(&broker, "away", false);
+    let route = Route::resolve(broker.topics(), "a/b", 0);
+    along(&broker, &route, message("orphan", QoS::AtLeastOnce, false));
+    away.subscribe("$share/g/a/b", QoS::AtLeastOnce);
+    drop(away);
+    drop(lost);
+    assert_eq!(Peer::connect(&broker, "away", false).take(), ["1 false orphan"]);
+}
+
+#[test]
 fn a_peer_that_does_not_read_is_not_read_either() {
     let broker = broker();
     let mut peer = Peer::connect(&broker, "c", true);

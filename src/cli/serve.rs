@@ -18,6 +18,8 @@ const EXIT_LISTEN: u8 = 3;
 const EXIT_DESCRIPTORS: u8 = 4;
 /// How long stopping may take.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// The default of --max-connections: less if the system allows fewer descriptors.
+const MAX_CONNECTIONS: usize = 100_000;
 /// Descriptors that are not connections.
 const SPARE_DESCRIPTORS: u64 = 64;
 
@@ -57,7 +59,7 @@ pub(super) struct Args {
 #[derive(Debug, clap::Args)]
 struct Limits {
     /// Connections at one time
-    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS)]
     max_connections: usize,
     /// Sessions kept, connected or not
     #[arg(long, value_name = "N", default_value_t = Config::default().max_sessions)]
@@ -178,7 +180,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::logging::init(level, args.log_format);
     let wanted = args.limits.max_connections as u64 + SPARE_DESCRIPTORS;
     let allowed = super::descriptors::raise(wanted);
-    if allowed < wanted && args.limits.max_connections != 100_000 {
+    if allowed < wanted && args.limits.max_connections != MAX_CONNECTIONS {
         eprintln!(
             "surgemq: --max-connections {} needs {wanted} file descriptors, the system allows {allowed} (ulimit -Hn)",
             args.limits.max_connections
