@@ -14,6 +14,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::signals::Signals;
 use crate::bench::{self, BrokerUrl, IntervalLog, Length, Plan, Progress, Shape, Target};
 use crate::mqtt::{QoS, Version};
 
@@ -336,20 +337,15 @@ fn any_seed() -> u64 {
 
 /// The first Ctrl-C (or SIGTERM) ends the measurement, the second one the program.
 fn stop_on_signal(stop: Arc<AtomicBool>) -> io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate) = {
+    let mut signals = {
         let _inside = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        Signals::listen()?
     };
     std::thread::spawn(move || {
         runtime.block_on(async {
             loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
+                signals.recv().await;
                 if stop.swap(true, Ordering::Relaxed) {
                     std::process::exit(INTERRUPTED.into());
                 }

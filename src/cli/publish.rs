@@ -13,8 +13,9 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::time::{sleep, timeout};
 
 use super::client_args::{ClientArgs, parse_qos};
-use super::client_run::{self, Failure, Signals, Voice, one_topic};
+use super::client_run::{self, Failure, Voice, one_topic};
 use super::payload_source::{Source, SourceArgs, stdin_lines};
+use super::signals::Signals;
 use crate::client::{Acknowledgement, Client, Delivery, Error, Message, Reconnect};
 use crate::mqtt::{QoS, Version};
 
@@ -78,7 +79,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let farewell = plan.properties.disconnect.clone();
     let voice = Voice::new(&args.client);
     client_run::run(voice, plan.version, async move {
-        let signals = Signals::new()?;
+        let signals = Signals::listen()?;
         let (client, _events) = client_run::connect(voice, options).await?;
         let mut publisher = Publisher::new(client.clone(), template, voice, signals);
         let result = match source {
@@ -154,7 +155,7 @@ impl Publisher {
                     continue;
                 }
                 error = self.client.closed() => return Err(error.into()),
-                code = self.signals.recv() => return self.interrupted(code),
+                signal = self.signals.recv() => return self.interrupted(signal.exit_code()),
             };
             let Some(batch) = batch else { break };
             for line in batch? {
@@ -235,7 +236,7 @@ impl Publisher {
             done = timeout(STALLED, work) => {
                 done.unwrap_or(Err(Error::Timeout("an acknowledgement").into()))
             }
-            code = self.signals.recv() => self.interrupted(code),
+            signal = self.signals.recv() => self.interrupted(signal.exit_code()),
         }
     }
 

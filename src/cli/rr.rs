@@ -9,9 +9,10 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::client_args::{ClientArgs, parse_qos};
-use super::client_run::{self, Failure, Signals, Voice, one_topic};
+use super::client_run::{self, Failure, Voice, one_topic};
 use super::format::{NotJson, Printer};
 use super::payload_source::{Source, SourceArgs, stdin_lines};
+use super::signals::Signals;
 use super::subscribe::OutputArgs;
 use crate::client::{
     Client, DisconnectOptions, Filter, Message, Reconnect, Subscribe, Subscription,
@@ -90,11 +91,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = plan.options.reconnect(RECONNECT);
     let farewell = plan.properties.disconnect.clone();
     client_run::run(voice, plan.version, async move {
-        let mut signals = Signals::new()?;
+        let mut signals = Signals::listen()?;
         let (client, _events) = client_run::connect(voice, options).await?;
         let result = tokio::select! {
             result = requester.run(&client, wanted, source) => result,
-            code = signals.recv() => Err(Failure::Interrupted(code)),
+            signal = signals.recv() => Err(Failure::Interrupted(signal.exit_code())),
         };
         let reason = match &result {
             Err(Failure::TimedOut | Failure::Interrupted(_)) => ReasonCode::DisconnectWithWill,

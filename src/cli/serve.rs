@@ -205,7 +205,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn serve(config: Config, addresses: &[String], any: bool) -> anyhow::Result<ExitCode> {
     // Before the start-up line: whoever reads it may send a signal at once.
-    let mut stop = super::signals::Stop::listen().context("cannot listen for signals")?;
+    let mut signals = super::signals::Signals::listen().context("cannot listen for signals")?;
     let connections = config.max_connections;
     let server = Server::builder().config(config).build();
     let mut listening = Vec::new();
@@ -227,8 +227,8 @@ async fn serve(config: Config, addresses: &[String], any: bool) -> anyhow::Resul
         env!("CARGO_PKG_VERSION"),
         listening.join(", "),
     );
-    let signal = stop.wait().await;
-    tracing::info!(signal, "stopping");
+    let signal = signals.recv().await;
+    tracing::info!(signal = signal.name(), "stopping");
     server.stop(STOP_WITHIN).await;
     Ok(ExitCode::SUCCESS)
 }

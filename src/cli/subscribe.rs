@@ -8,9 +8,10 @@ use anyhow::{anyhow, bail};
 use tokio::time::{Instant, sleep_until};
 
 use super::client_args::{ClientArgs, parse_qos};
-use super::client_run::{self, Failure, Signals, Voice};
+use super::client_run::{self, Failure, Voice};
 use super::command_properties::CommandProperties;
 use super::format::{NotJson, Printer};
+use super::signals::Signals;
 use crate::client::{Client, DisconnectOptions, Error, Filter, Message, Reconnect, Subscribe};
 use crate::mqtt::{QoS, ReasonCode, SharedFilter, TopicFilter, TopicName, Version, matches};
 
@@ -140,7 +141,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Unsubscribe { filters: args.unsubscribe, properties: plan.properties.unsubscribe };
     let deadline = args.timeout.map(Duration::from_secs);
     client_run::run(voice, plan.version, async move {
-        let signals = Signals::new()?;
+        let signals = Signals::listen()?;
         let (client, _events) = client_run::connect(voice, options).await?;
         let deadline = deadline.map(|wait| Instant::now() + wait);
         let session = Session { client: client.clone(), signals, deadline };
@@ -216,7 +217,7 @@ impl Session {
         let deadline = self.deadline;
         tokio::select! {
             result = work => Ok(result?),
-            code = self.signals.recv() => Err(Failure::Interrupted(code)),
+            signal = self.signals.recv() => Err(Failure::Interrupted(signal.exit_code())),
             () = reached(deadline) => Err(Failure::TimedOut),
         }
     }
