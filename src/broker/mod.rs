@@ -23,6 +23,7 @@
 mod config;
 mod connect;
 mod index;
+mod journal;
 mod lifecycle;
 mod link;
 mod message;
@@ -50,6 +51,7 @@ use hashbrown::{DefaultHashBuilder, HashMap};
 
 pub use config::{Config, QueuePolicy};
 pub use index::Stamp;
+pub use journal::{Batch, Haste, Journal, JournalFigures, Operation, Position, RecordId, Recovery};
 pub use link::{Goodbye, Link, Progress};
 pub use message::{Message, PublishRef};
 pub use outlet::{Order, Outlet, Pulse, SharedOutlet};
