@@ -30,7 +30,7 @@ mod port;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
@@ -71,13 +71,25 @@ pub enum ServerError {
     Refused(String),
 }
 
-/// The server's clock: milliseconds since it was built.
+/// The server's clock: milliseconds since 1970 as the system had it when the server was built,
+/// going on steadily from there whatever becomes of the system's.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock(Instant);
+pub(crate) struct Clock {
+    began: Instant,
+    began_at: Millis,
+}
 
 impl Clock {
+    /// Starts at the system's time, but not before `earliest`, the time of what was left from an
+    /// earlier process: a machine may come up with its clock at zero.
+    fn start(earliest: Millis) -> Self {
+        let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let began_at = (system.as_millis() as Millis).max(earliest);
+        Self { began: Instant::now(), began_at }
+    }
+
     pub(crate) fn now(self) -> Millis {
-        self.0.elapsed().as_millis() as Millis
+        self.began_at + self.began.elapsed().as_millis() as Millis
     }
 }
 
@@ -154,7 +166,7 @@ impl Builder {
 
     /// The server. It listens nowhere yet.
     pub fn build(self) -> Server {
-        let clock = Clock(Instant::now());
+        let clock = Clock::start(0);
         let broker = Arc::new(Broker::new(self.config, self.providers, random_seed()));
         let (alive, ended) = mpsc::channel(1);
         let (stopping, _) = watch::channel(false);

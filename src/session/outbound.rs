@@ -143,6 +143,16 @@ impl<M> Outbound<M> {
         self.first + self.slots.len() as u64
     }
 
+    /// The packet identifier of the exchange with this number.
+    pub fn id_of(number: u64) -> PacketId {
+        PacketId::new((number % IDS as u64) as u16 + 1).unwrap_or(PacketId::FIRST)
+    }
+
+    /// The identifier that the next exchange will have.
+    pub fn next_id(&self) -> PacketId {
+        self.id_at(self.slots.len())
+    }
+
     /// Takes an exchange up that began earlier, before this process: it waits to be sent again.
     /// To be called in the order of the numbers, before anything else. Gives the exchange back
     /// when its number cannot be: it is not above the last one's, or too far from the first's.
@@ -171,7 +181,7 @@ impl<M> Outbound<M> {
         if self.outstanding >= self.receive_maximum {
             return None;
         }
-        self.slots.iter().skip(self.sent).find_map(Slot::message)
+        self.unsent().next()
     }
 
     /// How many more exchanges the receive maximum allows now.
@@ -180,6 +190,11 @@ impl<M> Outbound<M> {
     }
 
     /// The messages that still have to be sent again, oldest first.
+    pub fn unsent(&self) -> impl Iterator<Item = &M> {
+        self.slots.iter().skip(self.sent).filter_map(Slot::message)
+    }
+
+    /// The same, to be changed.
     pub fn unsent_mut(&mut self) -> impl Iterator<Item = &mut M> {
         self.slots.iter_mut().skip(self.sent).filter_map(Slot::message_mut)
     }
@@ -299,14 +314,22 @@ impl<M> Outbound<M> {
         self.resume(self.receive_maximum);
     }
 
-    /// The next thing to send again, or `None` when that is all, for now.
-    pub fn next_resend(&mut self) -> Option<Resend<'_, M>> {
-        // The receive maximum does not hold a PUBREL back [MQTT-3.3.4-10].
+    /// The next PUBREL to send again. The receive maximum does not hold it back
+    /// `[MQTT-3.3.4-10]`.
+    pub fn next_pubrel(&mut self) -> Option<PacketId> {
         while self.released < self.slots.len() {
             self.released += 1;
             if matches!(self.slots[self.released - 1], Slot::AwaitPubcomp { .. }) {
-                return Some(Resend::PubRel(self.id_at(self.released - 1)));
+                return Some(self.id_at(self.released - 1));
             }
+        }
+        None
+    }
+
+    /// The next thing to send again, or `None` when that is all, for now.
+    pub fn next_resend(&mut self) -> Option<Resend<'_, M>> {
+        if let Some(id) = self.next_pubrel() {
+            return Some(Resend::PubRel(id));
         }
         while matches!(self.slots.get(self.sent), Some(Slot::Complete | Slot::AwaitPubcomp { .. }))
         {
@@ -326,13 +349,18 @@ impl<M> Outbound<M> {
         }
     }
 
-    /// Gives up the message with this identifier as if the peer had refused it.
-    pub fn abandon(&mut self, id: PacketId) {
-        if let Ok(index) = self.index(id)
-            && matches!(self.slots[index], Slot::AwaitPuback(_) | Slot::AwaitPubrec(_))
-        {
-            self.slots[index] = Slot::Complete;
-            self.complete(index, index < self.sent);
+    /// Gives up the message with this identifier as if the peer had refused it, and gives it back.
+    pub fn abandon(&mut self, id: PacketId) -> Option<M> {
+        let index = self.index(id).ok()?;
+        match std::mem::replace(&mut self.slots[index], Slot::Complete) {
+            Slot::AwaitPuback(message) | Slot::AwaitPubrec(message) => {
+                self.complete(index, index < self.sent);
+                Some(message)
+            }
+            other => {
+                self.slots[index] = other;
+                None
+            }
         }
     }
 
@@ -364,8 +392,7 @@ impl<M> Outbound<M> {
     }
 
     fn id_at(&self, index: usize) -> PacketId {
-        let zero_based = (self.first + index as u64) % IDS as u64;
-        PacketId::new(zero_based as u16 + 1).unwrap_or(PacketId::FIRST)
+        Self::id_of(self.first + index as u64)
     }
 
     /// Where the exchange lies.
