@@ -73,6 +73,9 @@ enum Subscription {
 struct Position {
     subscription: Subscription,
     received: Ranges,
+    /// Not received when the subscription ended, but later ones were: these are lost, unless they
+    /// come out of order.
+    overtaken: Ranges,
     /// Sent and settled while there was no subscription: these must never come.
     unasked: Range<u64>,
     /// QoS that the broker granted.
@@ -105,6 +108,7 @@ impl Checker {
         let position = || Position {
             subscription: Subscription::Off { silent_from: 0 },
             received: Ranges::default(),
+            overtaken: Ranges::default(),
             unasked: 0..0,
             granted: QoS::ExactlyOnce,
         };
@@ -178,7 +182,7 @@ impl Checker {
     }
 
     /// UNSUBSCRIBE is sent: what waits for the subscriber need not come any more, but what others
-    /// have overtaken should have come.
+    /// have overtaken has to, late.
     pub(super) fn on_unsubscribing(
         &mut self,
         subscriber: usize,
@@ -186,14 +190,21 @@ impl Checker {
         findings: &mut Findings,
     ) {
         for &stream in &self.cast.clone().subscribers[subscriber].filters[filter].streams {
-            let end = self.positions[subscriber][stream].received.end();
-            self.report_lost(subscriber, stream, end, "others came after it", findings);
+            let Subscription::On { owed_from } = self.positions[subscriber][stream].subscription
+            else {
+                continue;
+            };
+            self.report_overtaken(subscriber, stream, findings);
+            let settled = self.streams[stream].settled();
             let position = &mut self.positions[subscriber][stream];
-            if matches!(position.subscription, Subscription::On { .. }) {
-                position.subscription = Subscription::Closing;
-                // Closes the gaps, so that they do not add up.
-                position.received.cover(0..end.min(self.streams[stream].settled()));
+            let end = position.received.end();
+            let owned = &self.streams[stream].owned;
+            for gap in owned.minus(&position.received, owed_from..end.max(owed_from)) {
+                position.overtaken.cover(gap);
             }
+            position.subscription = Subscription::Closing;
+            // Closes the gaps, so that they do not add up.
+            position.received.cover(0..end.min(settled));
         }
     }
 
@@ -210,7 +221,8 @@ impl Checker {
         for stream in 0..self.streams.len() {
             // What is in flight may yet be routed to whoever subscribes next.
             let settled = self.streams[stream].settled();
-            self.report_lost(subscriber, stream, settled, "lost with the session", findings);
+            self.report_overtaken(subscriber, stream, findings);
+            self.report_lost(subscriber, stream, settled, "and the session is lost", findings);
             let position = &mut self.positions[subscriber][stream];
             let silent_from = match position.subscription {
                 Subscription::Off { silent_from } => silent_from,
@@ -254,6 +266,10 @@ impl Checker {
         }
         let newest = position.received.end();
         let count = of_qos(&mut self.counts, part.qos);
+        if position.overtaken.remove(sequence) {
+            count.delivered += 1;
+            return add(ViolationKind::Reordered, "came after later ones".to_owned());
+        }
         if !position.received.insert(sequence) {
             if qos == QoS::ExactlyOnce {
                 add(ViolationKind::Doubled, "came before".to_owned());
@@ -288,7 +304,8 @@ impl Checker {
     pub(super) fn finish(&mut self, findings: &mut Findings) {
         for subscriber in 0..self.positions.len() {
             for stream in 0..self.streams.len() {
-                self.report_lost(subscriber, stream, u64::MAX, "never came", findings);
+                self.report_overtaken(subscriber, stream, findings);
+                self.report_lost(subscriber, stream, u64::MAX, "to the end", findings);
             }
         }
     }
@@ -304,26 +321,49 @@ impl Checker {
     ) {
         let (stream, position) = (&self.streams[at], &mut self.positions[subscriber][at]);
         let Subscription::On { owed_from } = position.subscription else { return };
-        let part = self.cast.streams[at];
-        for lost in stream.owned.minus(&position.received, owed_from..end.max(owed_from)) {
-            let detail = format!(
-                "{} at QoS {} from {}, the first {}, {why}; subscribed from message {owed_from} \
-                 on, newest received {}",
-                numbers(&lost),
-                u8::from(part.qos),
-                self.cast.publishers[part.publisher].id,
-                stream.acknowledged_in(lost.start),
-                position.received.end().checked_sub(1).map_or("none".to_owned(), |n| n.to_string()),
-            );
-            findings.add_messages(
-                ViolationKind::Lost,
-                &self.cast.subscribers[subscriber].id,
-                &self.cast.topics[part.topic],
-                lost.end - lost.start,
-                detail,
-            );
-            position.received.cover(lost);
+        let newest = position.received.end().checked_sub(1);
+        let newest = newest.map_or("none".to_owned(), |newest| newest.to_string());
+        let why = format!("{why}; subscribed from {owed_from} on, newest received: {newest}");
+        let lost = stream.owned.minus(&position.received, owed_from..end.max(owed_from));
+        for range in &lost {
+            position.received.cover(range.clone());
         }
+        for range in lost {
+            self.add_lost(subscriber, at, &range, &why, findings);
+        }
+    }
+
+    /// Reports what has not come after all.
+    fn report_overtaken(&mut self, subscriber: usize, at: usize, findings: &mut Findings) {
+        for range in self.positions[subscriber][at].overtaken.take() {
+            let why = "though later ones came before UNSUBSCRIBE";
+            self.add_lost(subscriber, at, &range, why, findings);
+        }
+    }
+
+    fn add_lost(
+        &self,
+        subscriber: usize,
+        at: usize,
+        range: &Range<u64>,
+        why: &str,
+        findings: &mut Findings,
+    ) {
+        let part = self.cast.streams[at];
+        let detail = format!(
+            "{} at QoS {} from {} did not come, {}, {why}",
+            numbers(range),
+            u8::from(part.qos),
+            self.cast.publishers[part.publisher].id,
+            self.streams[at].acknowledged_in(range.start),
+        );
+        findings.add_messages(
+            ViolationKind::Lost,
+            &self.cast.subscribers[subscriber].id,
+            &self.cast.topics[part.topic],
+            range.end - range.start,
+            detail,
+        );
     }
 
     fn each(
@@ -350,3 +390,6 @@ fn numbers(range: &Range<u64>) -> String {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -65,7 +65,7 @@ impl Drain {
             Stage::Again => {
                 let answered = world.subscribers.iter_mut().fold(true, |all, s| s.ping() && all);
                 if answered && is_settled(world) {
-                    world.reader.restart(now);
+                    world.reader.begin_last(now);
                     self.stage = Stage::Read(world.books.retained.readings);
                 }
             }

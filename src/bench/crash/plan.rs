@@ -10,12 +10,13 @@ use crate::bench::plan::Noise;
 
 /// The shortest and longest time from a broker's being ready until it is killed.
 const KILL_AFTER_MS: (usize, usize) = (50, 2000);
-/// The longest time from a broker's start until it is killed early.
-const EARLY_MS: usize = 150;
+/// The longest times from a broker's start until it is killed early; which one is drawn, because
+/// brokers take very different times to start.
+const EARLY_MS: [usize; 4] = [5, 20, 100, 500];
 /// Some subscriptions change so shortly before the kill.
 const JUST_BEFORE_MS: usize = 20;
 /// One round in so many is one that kills early.
-const EARLY_ROUNDS: usize = 5;
+const EARLY_ROUNDS: usize = 4;
 
 /// A run of `surgemq bench crash`.
 #[derive(Debug, Clone)]
@@ -160,7 +161,8 @@ impl RoundPlan {
         let (shortest, longest) = KILL_AFTER_MS;
         // The first start only shows that the broker can be used at all.
         let early = (draw(&mut noise, EARLY_ROUNDS) == 0 && round > 1)
-            .then(|| millis(&mut noise, 0, EARLY_MS));
+            .then(|| EARLY_MS[draw(&mut noise, EARLY_MS.len())])
+            .map(|longest| millis(&mut noise, 0, longest));
         let kill_after = millis(&mut noise, shortest, longest);
         let mut actions = Vec::new();
         for subscriber in 0..plan.subscribers {

@@ -37,6 +37,22 @@ impl Ranges {
         self.0.splice(from..to, [start..end]);
     }
 
+    /// Takes one number out; whether it was there.
+    pub(super) fn remove(&mut self, number: u64) -> bool {
+        let at = self.0.partition_point(|range| range.end <= number);
+        let Some(range) = self.0.get(at).filter(|range| range.start <= number).cloned() else {
+            return false;
+        };
+        let rest = [range.start..number, number + 1..range.end];
+        self.0.splice(at..=at, rest.into_iter().filter(|range| !range.is_empty()));
+        true
+    }
+
+    /// Takes everything out.
+    pub(super) fn take(&mut self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.0)
+    }
+
     pub(super) fn contains(&self, number: u64) -> bool {
         let at = self.0.partition_point(|range| range.end <= number);
         self.0.get(at).is_some_and(|range| range.start <= number)
@@ -114,6 +130,9 @@ mod tests {
             let (mut ranges, mut plain) = (Ranges::default(), BTreeSet::new());
             for _ in 0..60 {
                 if draw(4) == 0 {
+                    let number = draw(60);
+                    assert_eq!(ranges.remove(number), plain.remove(&number));
+                } else if draw(4) == 0 {
                     let (start, len) = (draw(50), draw(8));
                     ranges.cover(start..start + len);
                     plain.extend(start..start + len);

@@ -11,8 +11,11 @@ use crate::mqtt::{
     Packet, PacketId, Properties, QoS, RetainHandling, Subscribe, SubscriptionRequest, Version,
 };
 
-/// How long a retained message may take behind the answer to a later packet.
-const BEHIND: Duration = Duration::from_secs(5);
+/// How long a retained message may take behind the answer to a later packet, or behind the one
+/// before it. A reading that takes longer would hardly ever end before the next kill.
+const BEHIND: Duration = Duration::from_millis(500);
+/// The same for the last reading, which has time.
+const BEHIND_LAST: Duration = Duration::from_secs(3);
 /// The longest pause between two readings.
 const PAUSE_MS: u64 = 400;
 
@@ -36,13 +39,21 @@ pub(super) struct Reader {
     noise: Noise,
     number: u64,
     step: Step,
+    behind: Duration,
     next_at: Option<Instant>,
 }
 
 impl Reader {
     pub(super) fn new(run: &str, seed: u64) -> Self {
         let peer = Peer::passing(&format!("crash-{run}-reader"), Version::V311);
-        Self { peer, noise: Noise::new(!seed), number: 0, step: Step::Waiting, next_at: None }
+        Self {
+            peer,
+            noise: Noise::new(!seed),
+            number: 0,
+            step: Step::Waiting,
+            behind: BEHIND,
+            next_at: None,
+        }
     }
 
     /// Its connection.
@@ -55,8 +66,9 @@ impl Reader {
         self.peer.is_down() && self.next_at.is_none_or(|at| at <= now)
     }
 
-    /// Begins anew as soon as it can.
-    pub(super) fn restart(&mut self, now: Instant) {
+    /// Begins the last reading.
+    pub(super) fn begin_last(&mut self, now: Instant) {
+        self.behind = BEHIND_LAST;
         self.peer.hang_up(now);
         self.on_down();
         self.next_at = None;
@@ -119,6 +131,9 @@ impl Client for Reader {
                 };
                 let (id, findings) = (&self.peer.id, &mut books.findings);
                 books.retained.on_arrived(reading, id, publish.topic, stamp, findings);
+                if let Step::Late(_, until) = &mut self.step {
+                    *until = books.now + self.behind;
+                }
             }
             Packet::SubAck(answer) => {
                 if answer.reasons.iter().any(|reason| reason.is_error()) {
@@ -134,7 +149,7 @@ impl Client for Reader {
             }
             Packet::PingResp => {
                 if let Step::Pinging(reading) = std::mem::replace(&mut self.step, Step::Waiting) {
-                    self.step = Step::Late(reading, books.now + BEHIND);
+                    self.step = Step::Late(reading, books.now + self.behind);
                 }
             }
             Packet::Publish(_) | Packet::Disconnect(_) => {}

@@ -5,8 +5,8 @@ use std::fmt;
 use hashbrown::HashMap;
 use serde::Serialize;
 
-/// Findings kept in full; more are only counted.
-const KEPT: usize = 200;
+/// Findings of each kind that are kept in full; more are only counted.
+const KEPT: u64 = 50;
 
 /// Kinds of findings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -102,7 +102,9 @@ impl fmt::Display for Violation {
 #[derive(Debug, Default)]
 pub(super) struct Violations {
     pub(super) kept: Vec<Violation>,
+    /// Messages, or findings where they are not about messages.
     pub(super) counts: HashMap<ViolationKind, u64>,
+    seen: HashMap<ViolationKind, u64>,
     /// Of those kept, how many somebody was told of.
     told: usize,
 }
@@ -110,7 +112,9 @@ pub(super) struct Violations {
 impl Violations {
     pub(super) fn add(&mut self, violation: Violation) {
         *self.counts.entry(violation.kind).or_default() += violation.messages.unwrap_or(1);
-        if self.kept.len() < KEPT {
+        let of_kind = self.seen.entry(violation.kind).or_default();
+        *of_kind += 1;
+        if *of_kind <= KEPT {
             self.kept.push(violation);
         }
     }

@@ -122,7 +122,10 @@ impl<'a> World<'a> {
             self.advance(stop.load(Ordering::Relaxed))?;
             self.drive();
             let ready = self.wait()?;
-            self.read(&ready);
+            self.books.now = Instant::now();
+            // At every survey also those whose CONNACK may be late.
+            let all = self.books.now >= self.survey_at;
+            self.read(|peer| all || ready[peer]);
             self.tell(observer);
         }
         self.tell(observer);
@@ -282,6 +285,8 @@ impl<'a> World<'a> {
             }
             KillSignal::Kill => {
                 self.process.kill();
+                // What it still said belongs to this round.
+                self.read(|_| true);
                 self.next_round()
             }
             KillSignal::Term => {
@@ -371,12 +376,10 @@ impl<'a> World<'a> {
         Ok(ready)
     }
 
-    fn read(&mut self, ready: &[bool]) {
-        self.books.now = Instant::now();
-        // At every survey also those whose CONNACK may be late.
-        let all = self.books.now >= self.survey_at;
-        let mut ready = ready.iter().map(|ready| *ready || all);
-        let mut next = || ready.next().unwrap_or(false);
+    /// Reads for all clients that are ready, by their number in `peers`.
+    fn read(&mut self, ready: impl Fn(usize) -> bool) {
+        let mut number = 0..;
+        let mut next = || number.next().is_some_and(&ready);
         for publisher in &mut self.publishers {
             if next() {
                 pump(publisher, &mut self.books);

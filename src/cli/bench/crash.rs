@@ -300,7 +300,7 @@ fn print(report: &CrashReport, style: Style, out: &mut impl Write) -> io::Result
             writeln!(out, "{violation}")?;
         }
         if report.violations.len() > NAMED {
-            writeln!(out, "… and more; --output json has up to 200")?;
+            writeln!(out, "… and more; --output json has up to 50 of each kind")?;
         }
         writeln!(out)?;
     }
