@@ -169,6 +169,13 @@ pub trait Journal: Send + Sync {
     /// written is simply never safe.
     fn append(&self, batch: &Batch, haste: Haste) -> Position;
 
+    /// Takes a record out that nobody will look for after a restart; see [`Operation::Forget`].
+    fn forget(&self, id: RecordId) {
+        let mut batch = Batch::default();
+        batch.forget(id);
+        self.append(&batch, Haste::Lazy);
+    }
+
     /// Everything up to here survives what the journal was told to survive.
     fn safe(&self) -> Position;
 
