@@ -126,9 +126,8 @@ fn filters(topics: &[String], streams: &[StreamPart], noise: &mut Noise) -> Vec<
         let upper = members[0].rsplit_once('/').map_or("", |(upper, _)| upper);
         let first = group * GROUP;
         let mut add = |filter: String, covered: std::ops::Range<usize>, noise: &mut Noise| {
-            let matched = |(at, stream): (usize, &StreamPart)| {
-                covered.contains(&stream.topic).then_some(at)
-            };
+            let matched =
+                |(at, stream): (usize, &StreamPart)| covered.contains(&stream.topic).then_some(at);
             let qos = if draw(noise, 3) == 0 { QoS::AtLeastOnce } else { QoS::ExactlyOnce };
             let streams = streams.iter().enumerate().filter_map(matched).collect();
             filters.push(FilterPart { filter, qos, streams });

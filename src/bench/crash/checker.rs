@@ -61,10 +61,14 @@ impl Stream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Subscription {
     /// Messages from this one on must not come.
-    Off { silent_from: u64 },
+    Off {
+        silent_from: u64,
+    },
     Opening,
     /// Messages from this one on must come.
-    On { owed_from: u64 },
+    On {
+        owed_from: u64,
+    },
     Closing,
 }
 
@@ -389,7 +393,6 @@ fn numbers(range: &Range<u64>) -> String {
         format!("messages {} to {}", range.start, range.end - 1)
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -65,10 +65,7 @@ impl Payloads {
         if u64::from_le_bytes(*tag) != self.tag || u64::from_le_bytes(*sum) != whole {
             return None;
         }
-        Some(Stamp {
-            stream: u32::from_le_bytes(*stream),
-            sequence: u64::from_le_bytes(*sequence),
-        })
+        Some(Stamp { stream: u32::from_le_bytes(*stream), sequence: u64::from_le_bytes(*sequence) })
     }
 }
 

@@ -145,8 +145,11 @@ mod tests {
             assert!((0..70).all(|n| ranges.contains(n) == plain.contains(&n)));
             let other = set(&[draw(30)..35, 40..40 + draw(20)]);
             let found: Vec<u64> = ranges.minus(&other, 5..55).into_iter().flatten().collect();
-            let expected: Vec<u64> =
-                plain.iter().copied().filter(|n| (5..55).contains(n) && !other.contains(*n)).collect();
+            let expected: Vec<u64> = plain
+                .iter()
+                .copied()
+                .filter(|n| (5..55).contains(n) && !other.contains(*n))
+                .collect();
             assert_eq!(found, expected);
         }
     }

@@ -140,8 +140,7 @@ impl Client for Reader {
                     let detail = "SUBACK refused the retained topics".to_owned();
                     books.findings.add(ViolationKind::Refused, &self.peer.id, detail);
                 }
-                if let Step::Subscribing(reading) =
-                    std::mem::replace(&mut self.step, Step::Waiting)
+                if let Step::Subscribing(reading) = std::mem::replace(&mut self.step, Step::Waiting)
                 {
                     self.step = Step::Pinging(reading);
                     self.peer.send(&Packet::PingReq);

@@ -96,8 +96,10 @@ impl Subscriber {
     pub(super) fn leave(&mut self, until: u32, polite: bool, now: Instant) {
         if polite && self.peer.is_up() {
             let reason = ReasonCode::Success;
-            self.peer
-                .send(&Packet::Disconnect(Disconnect { reason, properties: Properties::default() }));
+            self.peer.send(&Packet::Disconnect(Disconnect {
+                reason,
+                properties: Properties::default(),
+            }));
             self.peer.flush();
         }
         self.peer.hang_up(now);
@@ -295,7 +297,9 @@ impl Client for Subscriber {
                 self.held.remove(&id);
                 self.owed.push_back(Owed { due: books.now + self.lag, kind, id });
             }
-            Packet::SubAck(answer) => self.on_answer(answer.packet_id, true, &answer.reasons, books),
+            Packet::SubAck(answer) => {
+                self.on_answer(answer.packet_id, true, &answer.reasons, books)
+            }
             Packet::UnsubAck(answer) => self.on_answer(answer.packet_id, false, &[], books),
             Packet::PingResp => self.ping = Some(true),
             Packet::Disconnect(_) => {}

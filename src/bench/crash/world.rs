@@ -115,6 +115,28 @@ impl<'a> World<'a> {
         stop: &AtomicBool,
         observer: &mut dyn FnMut(&CrashProgress<'_>),
     ) -> Result<CrashReport, CrashError> {
+        if let Err(error) = self.go_on(stop, observer) {
+            self.process.kill();
+            self.process.remove_files();
+            return Err(error);
+        }
+        self.process.kill();
+        let passed = self.books.findings.violations.total() == 0;
+        let dir = if passed && !self.plan.keep {
+            self.process.remove_files();
+            None
+        } else {
+            self.process.data.parent().map(|dir| dir.display().to_string())
+        };
+        Ok(self.report(passed, stop.load(Ordering::Relaxed), dir))
+    }
+
+    /// Turns until it is over.
+    fn go_on(
+        &mut self,
+        stop: &AtomicBool,
+        observer: &mut dyn FnMut(&CrashProgress<'_>),
+    ) -> Result<(), CrashError> {
         self.start(1)?;
         while !matches!(self.phase, Phase::Over) {
             self.books.now = Instant::now();
@@ -129,15 +151,7 @@ impl<'a> World<'a> {
             self.tell(observer);
         }
         self.tell(observer);
-        self.process.kill();
-        let passed = self.books.findings.violations.total() == 0;
-        let dir = if passed && !self.plan.keep {
-            self.process.remove_files();
-            None
-        } else {
-            self.process.data.parent().map(|dir| dir.display().to_string())
-        };
-        Ok(self.report(passed, stop.load(Ordering::Relaxed), dir))
+        Ok(())
     }
 
     /// Begins a round.
