@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::peer::Client;
+use super::subscriber::Subscriber;
 use super::violation::{Findings, ViolationKind};
 use super::world::World;
 
@@ -55,7 +56,7 @@ impl Drain {
         let now = world.books.now;
         match self.stage {
             Stage::Begin => {
-                world.subscribers.iter_mut().for_each(super::subscriber::Subscriber::come_back);
+                world.subscribers.iter_mut().for_each(Subscriber::come_back);
                 self.stage = Stage::Settle;
             }
             Stage::Settle if is_settled(world) => {
@@ -63,8 +64,8 @@ impl Drain {
                 self.stage = Stage::Again;
             }
             Stage::Again => {
-                let answered = world.subscribers.iter_mut().fold(true, |all, s| s.ping() && all);
-                if answered && is_settled(world) {
+                world.subscribers.iter_mut().for_each(Subscriber::ping);
+                if world.subscribers.iter().all(Subscriber::is_answered) && is_settled(world) {
                     world.reader.begin_last(now);
                     self.stage = Stage::Read(world.books.retained.readings);
                 }

@@ -287,7 +287,7 @@ pub(super) fn pump<C: Client>(client: &mut C, books: &mut Books) {
     let peer = client.peer();
     peer.input = input;
     peer.input.drain(..used);
-    if !(open && sound) && !peer.is_down() {
+    if (!open || !sound) && !peer.is_down() {
         peer.hang_up(now);
     }
     if peer.is_down() {

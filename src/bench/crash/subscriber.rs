@@ -132,7 +132,10 @@ impl Subscriber {
     /// Sends acknowledgements that are due.
     pub(super) fn acknowledge(&mut self, now: Instant) {
         let hurries = self.hurries;
-        while let Some(owed) = self.owed.pop_front_if(|owed| hurries || owed.due <= now) {
+        let is_due = |owed: &Owed| hurries || owed.due <= now;
+        while self.owed.front().is_some_and(is_due)
+            && let Some(owed) = self.owed.pop_front()
+        {
             let ack = Ack::new(owed.id, ReasonCode::Success);
             self.peer.send(&match owed.kind {
                 PacketType::PubAck => Packet::PubAck(ack),
@@ -143,13 +146,17 @@ impl Subscriber {
         self.peer.flush();
     }
 
-    /// Asks for an answer behind everything that the broker has sent; whether it has come.
-    pub(super) fn ping(&mut self) -> bool {
+    /// Asks, once in a connection, for an answer behind everything that the broker has sent.
+    pub(super) fn ping(&mut self) {
         if self.ping.is_none() && self.peer.is_up() {
             self.ping = Some(false);
             self.peer.send(&Packet::PingReq);
             self.peer.flush();
         }
+    }
+
+    /// Whether that has come.
+    pub(super) fn is_answered(&self) -> bool {
         self.ping == Some(true)
     }
 
