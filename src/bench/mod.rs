@@ -13,6 +13,7 @@
 
 mod clock;
 mod connection;
+pub mod crash;
 mod figures;
 mod frames;
 mod handshake;

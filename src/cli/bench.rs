@@ -1,5 +1,6 @@
 //! The `bench` subcommand: flags, progress, Ctrl-C. What it prints is made in
-//! [`report`](self::report), what it measures in [`crate::bench`].
+//! [`report`](self::report), what it measures in [`crate::bench`]; `bench crash` is in
+//! [`crash`](self::crash).
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -18,6 +19,7 @@ use super::signals::Signals;
 use crate::bench::{self, BrokerUrl, IntervalLog, Length, Plan, Progress, Shape, Target};
 use crate::mqtt::{QoS, Version};
 
+mod crash;
 mod report;
 
 /// Exit code of a run that was ended by Ctrl-C; what was measured until then is printed.
@@ -32,7 +34,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 #[command(args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub(super) struct Args {
     #[command(subcommand)]
-    command: Option<Hidden>,
+    command: Option<Other>,
 
     /// Which shape to measure; all four without one
     #[arg(value_enum)]
@@ -161,7 +163,9 @@ Exit codes:
   130  ended by Ctrl-C; what was measured until then is printed";
 
 #[derive(Debug, clap::Subcommand)]
-enum Hidden {
+enum Other {
+    /// Kill a broker again and again, and check that it keeps what it has acknowledged
+    Crash(Box<crash::Args>),
     /// Run the byte relay: the machine's own limit, to hold brokers against
     #[command(hide = true)]
     Relay {
@@ -227,8 +231,10 @@ enum Output {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if let Some(Hidden::Relay { bind }) = args.command {
-        return relay(bind);
+    match args.command {
+        Some(Other::Crash(args)) => return crash::run(&args),
+        Some(Other::Relay { bind }) => return relay(bind),
+        None => {}
     }
     let plans = args.plans()?;
     let target = args.target()?;
