@@ -51,7 +51,8 @@ pub(super) struct Args {
     #[arg(long, requires = "url", value_name = "PID")]
     pid: Option<u32>,
 
-    /// Flags for the broker of our own, as `surgemq serve` has them
+    /// Flags for the broker of our own, as `surgemq serve` has them; {dir} becomes a new folder
+    /// below TMPDIR for each round, removed at its end
     #[arg(
         long,
         conflicts_with = "url",
@@ -101,6 +102,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 100)]
     inflight: u16,
 
+    /// What subscribers announce in 5.0: unacknowledged messages that they take
+    /// [default: --inflight]
+    #[arg(long, value_name = "N")]
+    receive_maximum: Option<u16>,
+
     /// Number of topics [default: one, or one for each pair]
     #[arg(short = 't', long, value_name = "N")]
     topics: Option<u32>,
@@ -141,6 +147,23 @@ pub(super) struct Args {
     /// Add so many subscribers of the same topics that never read
     #[arg(long, value_name = "N", default_value_t = 0)]
     stalled: u32,
+
+    /// Subscribe with sessions that outlive the connection
+    #[arg(long)]
+    persistent: bool,
+
+    /// Make so many more sessions first that outlive their connection, subscribed as those of the
+    /// shape are, and leave: the broker queues for them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    offline: u32,
+
+    /// Come back to the --offline sessions after the load, and see how fast the queues drain
+    #[arg(long, requires = "offline")]
+    resume: bool,
+
+    /// At the end, leave sessions that outlive their connection in the broker at --url
+    #[arg(long, requires = "url")]
+    keep_sessions: bool,
 
     /// How to print the results
     #[arg(short = 'o', long, value_enum, default_value = "text")]
@@ -285,6 +308,7 @@ impl Args {
                 publish_qos: qos(self.pub_qos.unwrap_or(self.qos)),
                 subscribe_qos: qos(self.sub_qos.unwrap_or(self.qos)),
                 inflight: self.inflight,
+                receive_maximum: self.receive_maximum.unwrap_or(self.inflight),
                 topics: self.topics,
                 wildcards: self.wildcards,
                 version: self.protocol_version.into(),
@@ -295,6 +319,10 @@ impl Args {
                 churn: self.churn,
                 idle: self.idle,
                 stalled: self.stalled,
+                persistent: self.persistent,
+                offline: self.offline,
+                resume: self.resume,
+                keep_sessions: self.keep_sessions,
                 log_interval: self.hdr.as_ref().map(|_| LOG_INTERVAL),
             })
         };

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use crate::bench::{Percentiles, PlanReport, Report, Round, ShapeReport};
+use crate::bench::{Percentiles, PlanReport, Report, ResumeReport, Round, ShapeReport};
 
 /// Width of the longest bar of a histogram.
 const BAR: f64 = 40.0;
@@ -102,6 +102,9 @@ fn detail(shape: &ShapeReport, style: Style, out: &mut impl Write) -> io::Result
     if let Some(churn) = round.churn_per_s {
         line("churn", &format!("{churn:.0} subscriptions made and unmade per second"))?;
     }
+    if let Some(resume) = &round.resume {
+        line("resumed", &resumed(resume))?;
+    }
     latencies(round, style, out)
 }
 
@@ -126,11 +129,35 @@ fn headline(plan: &PlanReport) -> String {
     if plan.wildcards > 0.0 {
         text += &format!(", {:.0} % of filters with wildcards", plan.wildcards * 100.0);
     }
+    if plan.persistent {
+        text += ", persistent sessions";
+    }
+    if plan.offline > 0 {
+        text += &format!(", {} offline", plan.offline);
+    }
     match plan.rate {
         Some(rate) => text += &format!(", {} messages/s", count(rate)),
         None => text += ", unthrottled",
     }
     text + &format!(" (seed {})", plan.seed)
+}
+
+fn resumed(resume: &ResumeReport) -> String {
+    let mut text = format!(
+        "{} sessions got {} messages, {}/s, {} lost, {} twice, {} out of order",
+        resume.sessions,
+        resume.delivered,
+        count(resume.delivered_per_s),
+        resume.lost,
+        resume.duplicates,
+        resume.out_of_order
+    );
+    let memory = (resume.rss_before_bytes, resume.rss_peak_bytes, resume.rss_after_bytes);
+    if let (Some(before), Some(peak), Some(after)) = memory {
+        let [before, peak, after] = [before, peak, after].map(|value| bytes(value as f64));
+        text += &format!("; memory of the broker {before}, {peak} at most, {after} after");
+    }
+    text
 }
 
 /// Lowest and highest round, where there are several.
@@ -144,8 +171,11 @@ fn spread(rounds: &[Round]) -> String {
 }
 
 fn has_faults(round: &Round) -> bool {
+    let resumed = round.resume.as_ref();
+    let resumed = resumed.map_or(0, |one| one.lost + one.duplicates + one.out_of_order);
     round.lost + round.duplicates + round.out_of_order + round.refused + round.broken_connections
         > 0
+        || resumed > 0
 }
 
 fn faults(round: &Round) -> String {
