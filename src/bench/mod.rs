@@ -22,6 +22,7 @@ mod layout;
 mod meter;
 mod plan;
 mod process;
+pub mod raw_commit;
 pub mod relay;
 mod report;
 mod resume;

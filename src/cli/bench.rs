@@ -18,6 +18,7 @@ use super::signals::Signals;
 use crate::bench::{self, BrokerUrl, IntervalLog, Length, Plan, Progress, Shape, Target};
 use crate::mqtt::{QoS, Version};
 
+mod raw_commit;
 mod report;
 
 /// Exit code of a run that was ended by Ctrl-C; what was measured until then is printed.
@@ -192,6 +193,9 @@ enum Hidden {
         #[arg(long, default_value = "127.0.0.1:0")]
         bind: SocketAddr,
     },
+    /// Run the raw commit loop: the disk's own limit, to hold durable brokers against
+    #[command(hide = true)]
+    RawCommit(raw_commit::Args),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -250,8 +254,13 @@ enum Output {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if let Some(Hidden::Relay { bind }) = args.command {
-        return relay(bind);
+    match args.command {
+        None => {}
+        Some(Hidden::Relay { bind }) => return relay(bind),
+        Some(Hidden::RawCommit(args)) => {
+            raw_commit::run(args)?;
+            return Ok(ExitCode::SUCCESS);
+        }
     }
     let plans = args.plans()?;
     let target = args.target()?;
