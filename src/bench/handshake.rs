@@ -133,7 +133,7 @@ pub(super) fn all<T: Send>(
         done
     };
     let mut all = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..AT_ONCE.min(guests.len())).map(|_| scope.spawn(&work)).collect();
+        let threads: Vec<_> = (0..AT_ONCE.min(guests.len())).map(|_| scope.spawn(work)).collect();
         let joined = threads.into_iter().map(|thread| thread.join().expect("it does not panic"));
         joined.flatten().collect::<Vec<_>>()
     });
@@ -158,11 +158,13 @@ pub(super) fn enter(door: &Door, guest: &Guest) -> Result<Entered, HandshakeErro
     let chunk = if guest.session == Session::Resumed { 1 } else { MAX_CHUNK };
     let mut talk = Talk { socket, version: door.version, bytes: Vec::new(), used: 0, chunk };
     talk.send(&Packet::Connect(Box::new(connect(door, guest))))?;
+    // In 3.1 CONNACK does not say whether there was a session.
+    let must_be_there = guest.session == Session::Resumed && door.version != Version::V31;
     let receive_maximum = talk.receive(|packet| match packet {
         Packet::ConnAck(answer) if answer.reason.is_error() => {
             Err(HandshakeError::Refused(answer.reason))
         }
-        Packet::ConnAck(answer) if guest.session == Session::Resumed && !answer.session_present => {
+        Packet::ConnAck(answer) if must_be_there && !answer.session_present => {
             Err(HandshakeError::NoSession(guest.client_id.clone()))
         }
         Packet::ConnAck(answer) => Ok(answer.properties.receive_maximum.unwrap_or(u16::MAX)),

@@ -15,7 +15,6 @@ use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -251,8 +250,6 @@ struct Desk {
     /// There is room for more.
     emptied: Condvar,
     outstanding: usize,
-    /// The disk failed.
-    closed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -262,6 +259,8 @@ struct State {
     under_way: usize,
     /// No more will come.
     ended: bool,
+    /// Nothing more is taken.
+    closed: bool,
 }
 
 impl Desk {
@@ -271,7 +270,6 @@ impl Desk {
             filled: Condvar::new(),
             emptied: Condvar::new(),
             outstanding,
-            closed: AtomicBool::new(false),
         }
     }
 
@@ -280,7 +278,7 @@ impl Desk {
     }
 
     fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.lock().closed = true;
         self.emptied.notify_one();
     }
 
@@ -290,11 +288,11 @@ impl Desk {
         // A timer that is 50 µs late would be seen in every latency.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
         let mut sent = 0;
-        let unsent = loop {
+        loop {
             let mut state = self.lock();
             let now = clock::now();
             let due = schedule.due(0, now) - sent;
-            if now >= until || self.closed.load(Ordering::Acquire) {
+            if now >= until || state.closed {
                 state.ended = true;
                 self.filled.notify_one();
                 break if *schedule == Schedule::Unthrottled { 0 } else { due };
@@ -318,8 +316,7 @@ impl Desk {
                 let wait = Duration::from_nanos(next.saturating_sub(clock::now()));
                 std::thread::sleep(wait.max(SHORTEST_TURN));
             }
-        };
-        unsent
+        }
     }
 
     /// The disk's side, until all has come and is synced.
