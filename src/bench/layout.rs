@@ -296,6 +296,26 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn those_who_are_away_have_the_topics_of_those_who_are_there() {
+        for (shape, each) in [(Shape::FanIn, 6), (Shape::Mesh, 6), (Shape::FanOut, 2)] {
+            let plan = Plan { offline: 3, ..plan(shape, 3, Some(6)) };
+            let layout = Layout::new(&plan);
+            assert_eq!(layout.offline.len(), 3, "{shape}");
+            let sent = vec![12; layout.publishers.len()];
+            for away in &layout.offline {
+                assert_eq!(away.filters.len(), each, "{shape}");
+                assert_eq!(away.topics.len(), each, "{shape}");
+                let owed = layout.owed_to(away, &sent).map(|(_, sent)| sent).sum::<u64>();
+                assert_eq!(owed, 12 * sent.len() as u64 * each as u64 / 6, "{shape}");
+            }
+            // They change nothing for the others.
+            let without = Layout::new(&Plan { offline: 0, ..plan });
+            assert_eq!(layout.subscribers, without.subscribers);
+            assert_eq!(layout.owed(&sent), without.owed(&sent));
+        }
+    }
+
+    #[test]
     fn every_topic_of_a_plan_is_published_and_received() {
         let layout = Layout::new(&plan(Shape::FanOut, 4, Some(10)));
         let mut published: Vec<u32> = layout.publishers[0].topics.clone();

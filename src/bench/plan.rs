@@ -234,3 +234,23 @@ impl Noise {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::tests::plan;
+    use super::*;
+
+    #[test]
+    fn offline_sessions_need_something_to_be_queued() {
+        let base = Plan { offline: 1, ..plan(Shape::FanIn, 2, None) };
+        assert_eq!(base.check(), Err(PlanError::OfflineQos));
+        let half = Plan { publish_qos: QoS::ExactlyOnce, ..base };
+        assert_eq!(half.check(), Err(PlanError::OfflineQos));
+        let both = Plan { subscribe_qos: QoS::AtLeastOnce, resume: true, ..half };
+        assert_eq!(both.check(), Ok(()));
+        let nobody = Plan { offline: 0, ..both };
+        assert_eq!(nobody.check(), Err(PlanError::NobodyToResume));
+        let nothing_taken = Plan { resume: false, receive_maximum: 0, ..nobody };
+        assert_eq!(nothing_taken.check(), Err(PlanError::Zero("the receive maximum")));
+    }
+}
