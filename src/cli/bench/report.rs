@@ -273,6 +273,8 @@ fn table(shapes: &[ShapeReport], style: Style, out: &mut impl Write) -> io::Resu
         "order",
         "CPU each",
     );
+    let acknowledged = shapes.iter().any(|shape| shape.plan.publish_qos > 0);
+    let head = if acknowledged { format!("{head}{:>11}", "ack. p99") } else { head };
     writeln!(out, "{}", style.bold(head.trim_end()))?;
     for shape in shapes {
         let round = &shape.summary;
@@ -294,6 +296,10 @@ fn table(shapes: &[ShapeReport], style: Style, out: &mut impl Write) -> io::Resu
             round.out_of_order,
             round.broker.as_ref().map_or("-".to_owned(), |cost| cpu(cost.cpu_us_per_delivery)),
         );
+        let line = match &round.latency.acknowledgement {
+            Some(all) => format!("{line}{:>11}", time(all.p99_us)),
+            None => line,
+        };
         writeln!(out, "{}", if has_faults(round) { style.red(&line) } else { line })?;
     }
     let peak = shapes.iter().filter_map(|shape| shape.summary.broker.as_ref());
