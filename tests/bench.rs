@@ -150,7 +150,7 @@ fn json_keys_are_a_promise() {
                  churn_per_s resume";
     let plan = "shape clients topics wildcards payload_bytes publish_qos subscribe_qos inflight \
                 receive_maximum protocol rate duration_s messages warm_up_s threads seed churn \
-                idle stalled persistent offline";
+                idle stalled persistent offline offline_only";
     let mut expected: BTreeSet<String> =
         ["version", "broker", "interrupted", "shapes", "shapes.plan", "shapes.summary"]
             .iter()
@@ -362,6 +362,21 @@ fn sessions_are_removed_or_kept() {
     // Rounds have sessions of their own.
     for kept in ["bench-00000002-s0", "bench-00000002-o2", "bench-00000003-o0"] {
         assert!(has(kept), "{kept}");
+    }
+}
+
+#[test]
+fn there_may_be_only_absent_subscribers() {
+    for shape in ["fanin", "mesh"] {
+        let report = own(&[
+            &[shape, "-n", "3", "-m", "900", "-q", "1"][..],
+            &["--offline", "1", "--offline-only", "--resume"],
+        ]);
+        let round = &report["shapes"][0]["summary"];
+        assert_eq!((&round["sent"], &round["expected"]), (&Value::from(900), &Value::from(0)));
+        assert_eq!(round["latency"]["acknowledgement"]["count"], 900, "{shape}");
+        assert_eq!(round["resume"]["delivered"], 900, "{shape}");
+        assert_eq!(round["resume"]["lost"], 0, "{shape}");
     }
 }
 

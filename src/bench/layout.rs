@@ -68,6 +68,7 @@ impl Layout {
         let topics = topic_names(plan, tag);
         let publishers = publishers(plan, topics.len(), &mut noise);
         let online = match plan.shape {
+            _ if plan.offline_only => 0,
             Shape::FanIn => 1,
             Shape::Pair | Shape::FanOut | Shape::Mesh => plan.clients,
         };
@@ -193,7 +194,7 @@ fn clients(shape: Shape, publishers: usize, subscribers: usize, seed: u64) -> Ve
             .map(|at| Client {
                 id: format!("bench-{seed:08x}-{at}"),
                 publisher: Some(at),
-                subscriber: Some(at),
+                subscriber: (at < subscribers as u32).then_some(at),
             })
             .collect();
     }
@@ -243,6 +244,7 @@ pub(super) mod tests {
             stalled: 0,
             persistent: false,
             offline: 0,
+            offline_only: false,
             resume: false,
             keep_sessions: false,
             log_interval: None,
@@ -309,9 +311,13 @@ pub(super) mod tests {
                 assert_eq!(owed, 12 * sent.len() as u64 * each as u64 / 6, "{shape}");
             }
             // They change nothing for the others.
-            let without = Layout::new(&Plan { offline: 0, ..plan });
+            let without = Layout::new(&Plan { offline: 0, ..plan.clone() });
             assert_eq!(layout.subscribers, without.subscribers);
             assert_eq!(layout.owed(&sent), without.owed(&sent));
+            let alone = Layout::new(&Plan { offline_only: true, ..plan });
+            assert_eq!(alone.offline, layout.offline);
+            assert_eq!((alone.owed(&sent), alone.subscribers.len()), (0, 0));
+            assert!(alone.clients.iter().all(|client| client.subscriber.is_none()));
         }
     }
 

@@ -111,6 +111,8 @@ pub struct Plan {
     /// Further subscribers of the same topics, in the same manner, whose sessions last while they
     /// are away: made before the load, for the broker to queue for.
     pub offline: u32,
+    /// There are only those: the shape's own subscribers are left out.
+    pub offline_only: bool,
     /// After the load the offline sessions are resumed and must get all that was queued.
     pub resume: bool,
     /// Sessions that last are left to the broker at the end, not removed.

@@ -81,6 +81,8 @@ pub struct PlanReport {
     pub persistent: bool,
     /// Sessions that last while their clients are away.
     pub offline: u32,
+    /// Whether there are no other subscribers.
+    pub offline_only: bool,
 }
 
 impl PlanReport {
@@ -111,6 +113,7 @@ impl PlanReport {
             stalled: plan.stalled,
             persistent: plan.persistent,
             offline: plan.offline,
+            offline_only: plan.offline_only,
         }
     }
 }

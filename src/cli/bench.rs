@@ -158,6 +158,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     offline: u32,
 
+    /// Leave out the subscribers of the shape, so that there are only those that are away
+    #[arg(long, requires = "offline")]
+    offline_only: bool,
+
     /// Come back to the --offline sessions after the load, and see how fast the queues drain
     #[arg(long, requires = "offline")]
     resume: bool,
@@ -330,6 +334,7 @@ impl Args {
                 stalled: self.stalled,
                 persistent: self.persistent,
                 offline: self.offline,
+                offline_only: self.offline_only,
                 resume: self.resume,
                 keep_sessions: self.keep_sessions,
                 log_interval: self.hdr.as_ref().map(|_| LOG_INTERVAL),

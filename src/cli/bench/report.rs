@@ -133,7 +133,8 @@ fn headline(plan: &PlanReport) -> String {
         text += ", persistent sessions";
     }
     if plan.offline > 0 {
-        text += &format!(", {} offline", plan.offline);
+        let only = if plan.offline_only { " only" } else { "" };
+        text += &format!(", {} offline{only}", plan.offline);
     }
     match plan.rate {
         Some(rate) => text += &format!(", {} messages/s", count(rate)),
