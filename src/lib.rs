@@ -32,6 +32,7 @@
 //! | [`mqtt`] | the bytes and values of the protocol, all versions in one `Packet` | tokio, a clock, policy |
 //! | [`session`] | what two peers remember of each other: QoS machines, packet identifiers, aliases | the broker, tokio, a clock |
 //! | [`broker`] | routing and policy behind a few synchronous calls; the provider traits | I/O, tokio, a clock, randomness |
+//! | [`store`] | the durable journal: what the broker must not forget, in files | tokio, what the records say |
 //! | [`server`], [`client`] | sockets, tasks, timeouts, reconnects | each other, protocol decisions |
 //! | [`bench`](mod@bench) | load and measurement | terminals |
 //! | `cli` | flags, printing, exit codes | what could be tested without a terminal |
@@ -55,3 +56,4 @@ pub mod client;
 pub mod mqtt;
 pub mod server;
 pub mod session;
+pub mod store;

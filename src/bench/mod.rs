@@ -14,6 +14,7 @@
 mod away;
 mod clock;
 mod connection;
+pub mod crash;
 mod figures;
 mod frames;
 mod handshake;

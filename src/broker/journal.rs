@@ -169,8 +169,18 @@ pub trait Journal: Send + Sync {
     /// written is simply never safe.
     fn append(&self, batch: &Batch, haste: Haste) -> Position;
 
+    /// Takes a record out that nobody will look for after a restart; see [`Operation::Forget`].
+    fn forget(&self, id: RecordId) {
+        let mut batch = Batch::default();
+        batch.forget(id);
+        self.append(&batch, Haste::Lazy);
+    }
+
     /// Everything up to here survives what the journal was told to survive.
     fn safe(&self) -> Position;
+
+    /// Somebody waits for everything before `position`, also for what was appended lazily.
+    fn hurry(&self, position: Position);
 
     /// Has the outlet woken ([`Outlet::wake`](super::Outlet::wake)) once [`safe`](Self::safe) has
     /// reached `position`; at once if it has already.

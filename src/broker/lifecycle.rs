@@ -5,9 +5,11 @@ use std::collections::BinaryHeap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::connect::Admission;
+use super::durable::Durable;
 use super::link::disconnect_packet;
+use super::mailbox::{Attachment, LinkState};
 use super::outlet::Order;
-use super::session::{Attachment, Flow, Session};
+use super::session::{Flow, Session};
 use super::shared::{give_away, take_orphans};
 use super::subscription::Status;
 use super::turn::Turn;
@@ -74,7 +76,7 @@ struct Displaced {
 
 impl Broker {
     /// Gives the session of an admitted client to its connection. `None`: there are too many
-    /// sessions.
+    /// sessions, or there is no room on disk for one more.
     pub(crate) fn admit(
         &self,
         admission: &Admission,
@@ -83,6 +85,9 @@ impl Broker {
         attachment: impl FnOnce(bool) -> Attachment,
     ) -> Option<(Arc<Session>, u64)> {
         loop {
+            if expiry_secs > 0 && !self.has_room_for(&admission.client_id) {
+                return None;
+            }
             let limit = self.config().max_sessions;
             let (session, _) = self.sessions().get_or_create(&admission.client_id, limit)?;
             let mut state = session.lock_between_turns();
@@ -105,8 +110,18 @@ impl Broker {
             let displaced = self.displace(&mut state);
             state.expiry_secs = expiry_secs;
             state.will = admission.will.as_ref().map(|will| will.clone_for(session.number()));
+            if let Some(journal) = self.journal().filter(|_| expiry_secs > 0 && !used) {
+                let record = journal.reserve(1);
+                state.durable = Some(Box::new(Durable::new(record, journal)));
+                session.set_record(record);
+            }
             state.attach(attachment(present), self.config(), turn.now, &mut turn.tally);
             let epoch = state.epoch;
+            let position = state.put(session.client_id());
+            if let (Some(position), Some(link)) = (position, &mut state.link) {
+                link.open_at(position);
+                session.await_disk(&mut state, self);
+            }
             session.set_flow(Flow::Open);
             session.update_flow(&mut state, self.config(), &mut turn.woken);
             drop(state);
@@ -125,7 +140,7 @@ impl Broker {
 
     /// Takes the session from the connection that has it, if any: the client connected again
     /// `[MQTT-3.1.4-3]`.
-    fn displace(&self, state: &mut super::session::State) -> Option<Displaced> {
+    fn displace(&self, state: &mut super::state::State) -> Option<Displaced> {
         let link = state.link.take()?;
         let last = taken_over(&link);
         let (outlet, goodbye, waiters) = link.into_goodbye(&last);
@@ -177,8 +192,7 @@ impl Broker {
             return goodbye;
         }
         let now = turn.now;
-        state.ends_at =
-            (state.expiry_secs != u32::MAX).then(|| now + u64::from(state.expiry_secs) * 1000);
+        state.ends_at = ends_at(state.expiry_secs, now);
         let mut due = None;
         if let Some(will) = &state.will {
             if will.delay_secs == 0 {
@@ -189,11 +203,13 @@ impl Broker {
             }
         }
         self.arm(session, &mut state);
+        state.put(session.client_id());
+        state.spill();
         let mut woken = Vec::new();
         session.update_flow(&mut state, self.config(), &mut woken);
         let orphans = take_orphans(session, &mut state);
         drop(state);
-        give_away(session, orphans, self.config(), turn);
+        give_away(session, orphans, self, turn);
         if let Some(will) = due {
             self.publish_will(&will, turn);
         }
@@ -202,7 +218,7 @@ impl Broker {
 
     /// Has the session looked at when it next has something to do. One entry that comes early
     /// enough serves, so a client that comes and goes leaves no trail of them.
-    fn arm(&self, session: &Arc<Session>, state: &mut super::session::State) {
+    pub(crate) fn arm(&self, session: &Arc<Session>, state: &mut super::state::State) {
         let Some(at) = state.will_due.into_iter().chain(state.ends_at).min() else { return };
         if state.armed_for.is_none_or(|armed| armed > at) {
             state.armed_for = Some(at);
@@ -210,10 +226,24 @@ impl Broker {
         }
     }
 
-    /// Forgets timers and share groups that nobody needs any more.
-    pub(crate) fn purge(&self) {
+    /// Forgets timers and share groups that nobody needs any more, and messages for sessions that
+    /// nobody fetches, when their lifetime is over.
+    pub(crate) fn purge(&self, turn: &mut Turn) {
         self.timers.purge();
         self.forget_empty_groups();
+        for session in self.sessions().all() {
+            let mut state = session.lock();
+            if state.link.is_none() && !state.queue.is_empty() {
+                state.drop_expired(turn.now, &mut turn.tally);
+            }
+        }
+    }
+
+    /// Whether the disk has room for the session of this client: there is one already, or there is
+    /// room for another.
+    fn has_room_for(&self, client_id: &str) -> bool {
+        self.journal().is_none_or(|journal| journal.has_room())
+            || self.sessions().get(client_id).is_some_and(|session| session.record().is_some())
     }
 
     /// Does what is due for sessions without a connection.
@@ -229,6 +259,7 @@ impl Broker {
             if state.will_due.is_some_and(|at| at <= turn.now) {
                 state.will_due = None;
                 due = state.will.take();
+                state.put(session.client_id());
             }
             let over = state.ends_at.is_some_and(|at| at <= turn.now).then_some(state.epoch);
             if over.is_none() {
@@ -253,7 +284,7 @@ impl Broker {
         epoch: Option<u64>,
         turn: &mut Turn,
     ) -> bool {
-        let (displaced, will, subscriptions, orphans) = {
+        let (displaced, will, subscriptions, orphans, records) = {
             let mut state = session.lock_between_writes();
             let came_back = epoch.is_some_and(|epoch| state.epoch != epoch || state.link.is_some());
             if state.ended || came_back {
@@ -274,15 +305,23 @@ impl Broker {
                 subscription.set_status(Status::Removed);
             }
             let orphans = take_orphans(session, &mut state);
-            state.take_queue();
-            state.outbound = Outbound::new(0);
-            (displaced, will, subscriptions, orphans)
+            let queue = state.take_queue();
+            let outbound = std::mem::replace(&mut state.outbound, Outbound::new(0));
+            (displaced, will, subscriptions, orphans, (state.durable.take(), queue, outbound))
         };
         self.sessions().remove(session);
         for subscription in &subscriptions {
             self.forget(subscription);
         }
-        give_away(session, orphans, self.config(), turn);
+        give_away(session, orphans, self, turn);
+        // Only now: what went to others must be on disk as theirs before it is void here.
+        let (durable, queue, outbound) = records;
+        if let Some(durable) = durable {
+            let in_flight = outbound.messages().flatten().filter_map(|kept| kept.record);
+            let queued = queue.iter().filter_map(|kept| kept.record);
+            let subscribed = subscriptions.iter().filter_map(|subscription| subscription.record());
+            durable.end(in_flight.chain(queued).chain(subscribed));
+        }
         if let Some(displaced) = displaced {
             self.settle(displaced, turn);
         }
@@ -296,16 +335,28 @@ impl Broker {
     /// closed by us.
     pub(crate) fn publish_all_wills(&self, turn: &mut Turn) {
         for session in self.sessions().all() {
-            let will = session.lock().will.take();
-            if let Some(will) = will {
+            let mut state = session.lock();
+            if state.link.is_none() {
+                continue; // its will is due later, here or after a restart
+            }
+            // One with a delay can still be taken back after a restart.
+            let lasts = state.durable.is_some();
+            let due = state.will.take_if(|will| will.delay_secs == 0 || !lasts);
+            drop(state);
+            if let Some(will) = due {
                 self.publish_will(&will, turn);
             }
         }
     }
 }
 
+/// When a session without a connection ends.
+pub(crate) fn ends_at(expiry_secs: u32, now: Millis) -> Option<Millis> {
+    (expiry_secs != u32::MAX).then(|| now + u64::from(expiry_secs) * 1000)
+}
+
 /// What the connection that loses its session is told.
-fn taken_over(link: &super::session::LinkState) -> Vec<u8> {
+fn taken_over(link: &LinkState) -> Vec<u8> {
     if link.version.is_v5() {
         let what = "another connection took the session over";
         disconnect_packet(ReasonCode::SessionTakenOver, what, link.max_packet_size)

@@ -15,6 +15,8 @@ const LOAD_MINUTES: [(&str, f64); 3] = [("1min", 1.0), ("5min", 5.0), ("15min", 
 /// What was published last.
 #[derive(Default)]
 pub(crate) struct Sys {
+    /// When it was published first, which is when the broker started.
+    started_at: Option<Millis>,
     next_at: Millis,
     last_at: Millis,
     last: Snapshot,
@@ -76,7 +78,8 @@ impl Broker {
         let mut values: Vec<(String, String)> = Vec::new();
         let mut put = |name: &str, value: String| values.push((name.to_owned(), value));
         put("version", format!("surgemq version {}", env!("CARGO_PKG_VERSION")));
-        put("uptime", format!("{} seconds", now / 1000));
+        let started_at = *sys.started_at.get_or_insert(now);
+        put("uptime", format!("{} seconds", now.saturating_sub(started_at) / 1000));
         for (name, value) in [
             ("clients/total", sessions),
             ("clients/connected", stats.clients_connected),
@@ -109,7 +112,7 @@ impl Broker {
             let dropped = self.stats().dropped(reason);
             put(&format!("publish/messages/dropped/{}", reason.name()), dropped.to_string());
         }
-        let elapsed = now.saturating_sub(sys.last_at);
+        let elapsed = now.saturating_sub(if sys.last_at == 0 { started_at } else { sys.last_at });
         let last = std::mem::replace(&mut sys.last, stats);
         sys.last_at = now;
         for (name, after, before) in [

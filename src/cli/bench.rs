@@ -1,5 +1,6 @@
 //! The `bench` subcommand: flags, progress, Ctrl-C. What it prints is made in
-//! [`report`](self::report), what it measures in [`crate::bench`].
+//! [`report`](self::report), what it measures in [`crate::bench`]; `bench crash` is in
+//! [`crash`](self::crash).
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -18,6 +19,7 @@ use super::signals::Signals;
 use crate::bench::{self, BrokerUrl, IntervalLog, Length, Plan, Progress, Shape, Target};
 use crate::mqtt::{QoS, Version};
 
+mod crash;
 mod raw_commit;
 mod report;
 
@@ -33,7 +35,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 #[command(args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub(super) struct Args {
     #[command(subcommand)]
-    command: Option<Hidden>,
+    command: Option<Other>,
 
     /// Which shape to measure; all four without one
     #[arg(value_enum)]
@@ -189,7 +191,9 @@ Exit codes:
   130  ended by Ctrl-C; what was measured until then is printed";
 
 #[derive(Debug, clap::Subcommand)]
-enum Hidden {
+enum Other {
+    /// Kill a broker again and again, and check that it keeps what it has acknowledged
+    Crash(Box<crash::Args>),
     /// Run the byte relay: the machine's own limit, to hold brokers against
     #[command(hide = true)]
     Relay {
@@ -260,8 +264,9 @@ enum Output {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         None => {}
-        Some(Hidden::Relay { bind }) => return relay(bind),
-        Some(Hidden::RawCommit(args)) => {
+        Some(Other::Crash(args)) => return crash::run(&args),
+        Some(Other::Relay { bind }) => return relay(bind),
+        Some(Other::RawCommit(args)) => {
             raw_commit::run(args)?;
             return Ok(ExitCode::SUCCESS);
         }

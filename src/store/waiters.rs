@@ -1,0 +1,108 @@
+//! Who wants to be woken when the log is safe up to some position. A leaf: nothing is locked or
+//! woken with this lock held.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hashbrown::HashMap;
+
+use crate::broker::{Position, SharedOutlet};
+
+/// One entry for each outlet, however often it asks.
+#[derive(Default)]
+pub(super) struct Waiters {
+    waiting: Mutex<HashMap<usize, Waiter>>,
+}
+
+struct Waiter {
+    outlet: SharedOutlet,
+    /// It is woken when this is reached...
+    next: Position,
+    /// ...and, until this is, each time more gets safe: positions between are not remembered.
+    last: Position,
+}
+
+impl Waiters {
+    /// Has the outlet woken when `position` is reached, unless `safe` says, with the lock held,
+    /// that it is already. Answers whether it waits.
+    ///
+    /// Whoever makes more safe changes what `safe` answers before he calls [`take`](Self::take):
+    /// so either we see the change or he sees the outlet.
+    pub(super) fn add(
+        &self,
+        position: Position,
+        outlet: &SharedOutlet,
+        safe: impl FnOnce() -> Position,
+    ) -> bool {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if safe() >= position {
+            return false;
+        }
+        // The entry keeps the outlet, so its address is nobody else's.
+        let key = Arc::as_ptr(outlet).cast::<()>().addr();
+        let waiter = waiting.entry(key).or_insert_with(|| Waiter {
+            outlet: Arc::clone(outlet),
+            next: position,
+            last: position,
+        });
+        waiter.next = waiter.next.min(position);
+        waiter.last = waiter.last.max(position);
+        true
+    }
+
+    /// Those who are to be woken now that the log is safe up to `safe`.
+    pub(super) fn take(&self, safe: Position, ready: &mut Vec<SharedOutlet>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|_, waiter| {
+            if waiter.next > safe {
+                return true;
+            }
+            ready.push(Arc::clone(&waiter.outlet));
+            waiter.next = safe + 1;
+            waiter.last > safe
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::{Outlet, Pulse};
+
+    struct Nobody(Pulse);
+
+    impl Outlet for Nobody {
+        fn write(&self, bytes: &[u8]) -> usize {
+            bytes.len()
+        }
+        fn wait_for_room(&self) {}
+        fn wake(&self) {}
+        fn pulse(&self) -> &Pulse {
+            &self.0
+        }
+    }
+
+    #[test]
+    fn is_woken_for_each_position_it_asked_for_and_then_no_more() {
+        let waiters = Waiters::default();
+        let outlet: SharedOutlet = Arc::new(Nobody(Pulse::new(0, 0)));
+        let other: SharedOutlet = Arc::new(Nobody(Pulse::new(0, 0)));
+        assert!(!waiters.add(5, &outlet, || 5), "it is safe already");
+        for position in [10, 30, 20] {
+            assert!(waiters.add(position, &outlet, || 5));
+        }
+        assert!(waiters.add(40, &other, || 5));
+        let woken = |safe| {
+            let mut ready = Vec::new();
+            waiters.take(safe, &mut ready);
+            let count = |one: &SharedOutlet| ready.iter().filter(|o| Arc::ptr_eq(o, one)).count();
+            (count(&outlet), count(&other))
+        };
+        assert_eq!(woken(9), (0, 0));
+        assert_eq!(woken(10), (1, 0));
+        assert_eq!(woken(20), (1, 0));
+        assert_eq!(woken(30), (1, 0));
+        assert_eq!(woken(39), (0, 0));
+        assert_eq!(woken(99), (0, 1));
+        assert_eq!(waiters.waiting.lock().expect("not poisoned").len(), 0);
+    }
+}
