@@ -203,7 +203,7 @@ impl State {
         if !link.encode(&message.publish, how, lane) {
             return Delivered::Dropped(DropReason::TooLarge);
         }
-        let keep = link.keep_sent || terms.share.is_some();
+        let keep = link.keep_sent || terms.share.is_some() || terms.record.is_some();
         let kept = keep.then(|| Kept::new(message, terms));
         let number = self.outbound.next_number();
         let step = self.durable.as_ref().zip(kept.as_ref());
@@ -421,7 +421,7 @@ impl State {
             tally.publish_bytes_sent += message.payload_len();
             steps.sent(&kept, self.outbound.next_number());
             steps.are_waited_for |= is_held;
-            let keep = link.keep_sent || kept.share().is_some();
+            let keep = link.keep_sent || kept.share().is_some() || kept.record.is_some();
             self.outbound.push(kept.qos, keep.then_some(kept));
         }
         if self.queue.is_empty() && self.queue.capacity() > 64 {
