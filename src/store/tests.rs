@@ -1,6 +1,8 @@
 //! The store against a model, on a disk that fails and forgets, and on the real one.
 
+mod damage;
 mod faults;
+mod space;
 mod world;
 
 use std::collections::BTreeMap;
