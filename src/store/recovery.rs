@@ -248,8 +248,10 @@ impl Reading<'_> {
             let valid = self.read_segment(file, limit).map_err(named)?;
             let damaged = match (valid, limit) {
                 (Some(_), Some(Head::Begun { start, .. })) => self.log.end != Some(start),
-                (None, _) | (_, Some(_)) => true,
-                (Some(end), None) => self.something_follows(file, end).map_err(named)?,
+                (Some(end), None | Some(Head::Damaged)) => {
+                    self.something_follows(file, end).map_err(named)?
+                }
+                (None, _) | (_, Some(Head::Unused)) => true,
             };
             if damaged {
                 cut = Some(self.cut(&mut used[at..], valid)?);
@@ -309,6 +311,7 @@ impl Reading<'_> {
         }
         self.log.bytes += position - start;
         self.done += file.size;
+        (self.progress)(self.done, self.total);
         Ok(Some(position - start + SEGMENT_HEADER))
     }
 
