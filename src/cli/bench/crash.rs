@@ -42,9 +42,9 @@ QoS 1 duplicates are allowed and counted.
 
 The broker must queue without dropping: --backlog bounds what is ever owed to one session. With
 mosquitto, for example (a command of several parts has to end with exec):
-  --broker 'printf \"listener {port} 127.0.0.1\\nallow_anonymous true\\npersistence true\\n\
-persistence_location {dir}/\\nautosave_interval 1\\nmax_queued_messages 0\\n\" > {dir}/conf &&
-    exec mosquitto -c {dir}/conf'
+  --broker 'printf \"%s\\n\" \"listener {port} 127.0.0.1\" \"allow_anonymous true\" \\
+    \"persistence true\" \"persistence_location {dir}/\" \"autosave_interval 1\" \\
+    \"max_queued_messages 0\" > {dir}/conf && exec mosquitto -c {dir}/conf'
 
 Results go to standard output, progress and violations as they are found to standard error.
 
