@@ -94,8 +94,8 @@ impl Durable {
 
     /// A delivery was sent as the exchange of this number. The position is to be waited for if the
     /// message is of QoS 2: its identifier must not be given to another one after a restart.
-    pub(crate) fn sent(&self, kept: &Kept, number: u64, haste: Haste) -> Option<Position> {
-        append(&*self.journal, haste, |batch| {
+    pub(crate) fn sent(&self, kept: &Kept, number: u64) -> Option<Position> {
+        append(&*self.journal, Haste::Lazy, |batch| {
             kept.put_step(self.record, Step::Sent(number), batch);
         })
     }
@@ -116,7 +116,7 @@ impl Durable {
             retain_as_published: subscription.retain_as_published,
             identifier: subscription.identifier,
         });
-        append(&*self.journal, Haste::Now, |batch| {
+        append(&*self.journal, Haste::Lazy, |batch| {
             batch.put(id, |out| record.encode(out));
             instead_of.into_iter().for_each(|old| batch.delete(old));
         })
@@ -124,7 +124,7 @@ impl Durable {
 
     /// Takes a subscription out. UNSUBACK waits for the position.
     pub(crate) fn unsubscribe(&self, record: RecordId) -> Option<Position> {
-        append(&*self.journal, Haste::Now, |batch| batch.delete(record))
+        append(&*self.journal, Haste::Lazy, |batch| batch.delete(record))
     }
 
     /// These deliveries wait in the queue.

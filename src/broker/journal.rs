@@ -179,6 +179,9 @@ pub trait Journal: Send + Sync {
     /// Everything up to here survives what the journal was told to survive.
     fn safe(&self) -> Position;
 
+    /// Somebody waits for everything before `position`, also for what was appended lazily.
+    fn hurry(&self, position: Position);
+
     /// Has the outlet woken ([`Outlet::wake`](super::Outlet::wake)) once [`safe`](Self::safe) has
     /// reached `position`; at once if it has already.
     fn wake_when_safe(&self, position: Position, outlet: &SharedOutlet);

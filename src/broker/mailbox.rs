@@ -121,6 +121,11 @@ impl LinkState {
         self.outbox.len() - self.head
     }
 
+    /// Whether nothing can be written and nobody writes.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.writing && (self.waiting() == 0 || self.is_opening())
+    }
+
     /// Those, and the bytes that wait for the disk.
     pub(crate) fn backlog(&self) -> usize {
         self.waiting() + self.held.as_ref().map_or(0, |held| held.bytes.len())
@@ -238,6 +243,13 @@ impl LinkState {
         let mark = held.marks.front().map(|(_, position)| *position);
         let gates = [held.opening, held.replay_after].into_iter().filter(|position| *position > 0);
         gates.chain(mark).min()
+    }
+
+    /// The last position that something waits for.
+    pub(crate) fn waits_at_last_for(&self) -> Option<Position> {
+        let held = self.held.as_ref()?;
+        let mark = held.marks.back().map_or(0, |(_, position)| *position);
+        Some(mark.max(held.opening).max(held.replay_after)).filter(|position| *position > 0)
     }
 
     /// Whether the journal has to be asked to wake the connection: something waits, and it was not

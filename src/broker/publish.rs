@@ -398,7 +398,7 @@ impl Open {
                 }
                 &converted
             };
-            if idle && bytes.len() >= WRITE_THROUGH {
+            if idle && link.waiting() == 0 && bytes.len() >= WRITE_THROUGH {
                 turn.tally.sent += run.count;
                 turn.tally.publish_bytes_sent += run.payload_bytes();
                 target.session.write_through(state, bytes, config, turn);

@@ -125,8 +125,8 @@ impl Broker {
             return recorded;
         }
         let mut ids = Identifiers(journal.reserve(count + 2));
-        let haste = if publish.qos > QoS::AtMostOnce { Haste::Now } else { Haste::Lazy };
-        let position = durable::append(&**journal, haste, |batch| {
+        // Whoever waits for it hurries it, once for all messages of a turn.
+        let position = durable::append(&**journal, Haste::Lazy, |batch| {
             if is_stored {
                 let place = Place::new(ids.next(), journal);
                 let record = Record::Message(PublishRef { publisher: 0, ..publish });
@@ -171,7 +171,7 @@ impl Broker {
         let owner = session.record().filter(|_| is_recorded(session, terms.qos))?;
         let mut ids = Identifiers(journal.reserve(2));
         let delivery = ids.next();
-        let position = durable::append(&**journal, Haste::Now, |batch| {
+        let position = durable::append(&**journal, Haste::Lazy, |batch| {
             if message.place().is_none() {
                 let place = Place::new(ids.next(), journal);
                 let record = Record::Message(PublishRef { publisher: 0, ..message.publish });

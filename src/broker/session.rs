@@ -224,14 +224,18 @@ impl Session {
         state.wants_load || state.link.as_ref().is_some_and(|link| link.waiting() > 0)
     }
 
-    /// Has the connection woken when the disk has what it waits for. To be called whenever
-    /// something was appended that may wait; `state` is this session's.
+    /// Moves what need not wait for the disk any more, and has the connection woken when the disk
+    /// has the rest. To be called whenever something was appended that may wait; `state` is this
+    /// session's, and may not be idle any more afterwards.
     pub(crate) fn await_disk(&self, state: &mut State, broker: &Broker) {
         let Some(link) = &mut state.link else { return };
         let Some(journal) = broker.journal() else { return };
         link.release(journal.safe());
         let waits = link.waits_for();
         self.is_held.store(waits.is_some(), Ordering::Release);
+        if let Some(position) = link.waits_at_last_for() {
+            journal.hurry(position);
+        }
         if let Some(position) = link.registers() {
             journal.wake_when_safe(position, &link.outlet);
         }
@@ -241,12 +245,12 @@ impl Session {
     pub(crate) fn release(self: &Arc<Self>, epoch: u64, broker: &Broker, turn: &mut Turn) {
         let mut state = self.lock();
         let idle = state.is_idle();
-        let Some(link) = state.link_of(epoch) else { return };
-        let was_opening = link.is_opening();
+        if state.link_of(epoch).is_none() {
+            return;
+        }
         self.await_disk(&mut state, broker);
-        let opened = was_opening && state.link.as_ref().is_some_and(|link| !link.is_opening());
         let replays = !state.replays.is_empty();
-        if opened || (idle && !state.is_idle()) {
+        if idle && !state.is_idle() {
             turn.touch(self);
         }
         drop(state);
@@ -477,9 +481,6 @@ impl Session {
             Delivered::Sent => {
                 turn.tally.sent += 1;
                 turn.tally.publish_bytes_sent += message.publish.payload.len() as u64;
-                if idle && !state.is_idle() {
-                    turn.touch(self);
-                }
             }
             Delivered::Queued => {}
             Delivered::Dropped(reason) => {
@@ -491,6 +492,9 @@ impl Session {
         }
         if terms.record.is_some() {
             self.await_disk(state, broker);
+        }
+        if idle && !state.is_idle() {
+            turn.touch(self);
         }
         self.note_filled(state, config, turn);
         delivered

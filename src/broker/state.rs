@@ -90,9 +90,10 @@ impl State {
         if self.epoch == epoch { self.link.as_mut() } else { None }
     }
 
-    /// Whether nothing waits and nobody writes: then who appends has to see to the draining.
+    /// Whether nothing can be written and nobody writes: then who changes that has to see to the
+    /// draining.
     pub(crate) fn is_idle(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.waiting() == 0 && !link.writing)
+        self.link.as_ref().is_some_and(|link| link.is_idle())
     }
 
     /// Takes a new connection: CONNACK first, then what was in flight, then what was queued, and
@@ -188,7 +189,9 @@ impl State {
             };
             return self.enqueue(config, kept, tally);
         }
-        let is_held = terms.record.is_some() && terms.qos == QoS::ExactlyOnce;
+        // One of QoS 1 only waits behind what waits already, to keep the order.
+        let waits = terms.qos == QoS::ExactlyOnce;
+        let is_held = terms.record.is_some() && (waits || link.is_holding());
         let lane = if is_held { Lane::Held } else { Lane::Free };
         how.id = Some(self.outbound.next_id());
         if !link.encode(&message.publish, how, lane) {
@@ -196,13 +199,11 @@ impl State {
         }
         let keep = link.keep_sent || terms.share.is_some();
         let kept = keep.then(|| Kept::new(message, terms));
-        if let (Some(durable), Some(kept)) = (&self.durable, &kept) {
-            let haste = if is_held { Haste::Now } else { Haste::Lazy };
-            let number = self.outbound.next_number();
-            let position = durable.sent(kept, number, haste);
-            if is_held {
-                link.mark(position.unwrap_or(0));
-            }
+        let number = self.outbound.next_number();
+        let step = self.durable.as_ref().zip(kept.as_ref());
+        let position = step.and_then(|(durable, kept)| durable.sent(kept, number));
+        if is_held {
+            link.mark(position.filter(|_| waits).unwrap_or(0));
         }
         self.outbound.push(terms.qos, kept);
         Delivered::Sent
@@ -334,11 +335,8 @@ impl State {
         let journal = Arc::clone(&durable.journal);
         let mut steps = Steps { session: Some(durable.record()), ..Steps::default() };
         self.pump_queue(config, now, tally, &mut steps);
-        if steps.batch.is_empty() {
-            return;
-        }
-        let haste = if steps.are_waited_for { Haste::Now } else { Haste::Lazy };
-        let position = journal.append(&steps.batch, haste);
+        let position =
+            if steps.batch.is_empty() { 0 } else { journal.append(&steps.batch, Haste::Lazy) };
         if let Some(link) = self.link.as_mut().filter(|_| steps.are_waited_for) {
             link.mark(position);
         }
@@ -404,8 +402,8 @@ impl State {
                 tally.dropped(DropReason::Unreadable, 1);
                 continue;
             };
-            let is_held =
-                steps.session.is_some() && kept.record.is_some() && kept.qos == QoS::ExactlyOnce;
+            let waits = kept.record.is_some() && kept.qos == QoS::ExactlyOnce;
+            let is_held = steps.session.is_some() && (waits || link.is_holding());
             let lane = if is_held { Lane::Held } else { Lane::Free };
             let how = kept.framing(link.version, self.outbound.next_id(), now);
             if !link.encode(&message.as_publish(), how, lane) {

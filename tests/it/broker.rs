@@ -3,6 +3,7 @@
 //! `SURGEMQ_TEST_BROKER=host:port` names a broker that takes the place of the common one. Tests
 //! that need flags are then skipped, since only our own broker understands them.
 //! `SURGEMQ_TEST_BINARY=path` starts another build of ours instead of the one cargo has made.
+//! With `SURGEMQ_TEST_DURABLE=1` every broker keeps its sessions in a data directory of its own.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -28,6 +29,7 @@ struct Process {
     child: Child,
     output: Arc<Mutex<String>>,
     stopped: bool,
+    _data_dir: Option<tempfile::TempDir>,
 }
 
 /// The broker that tests without special flags share. It dies with this process.
@@ -68,9 +70,15 @@ pub(crate) fn broker_with(flags: &[&str]) -> Option<Broker> {
 impl Broker {
     fn spawn(flags: &[&str]) -> Self {
         let built = || env!("CARGO_BIN_EXE_surgemq").into();
-        let mut child = Command::new(std::env::var_os("SURGEMQ_TEST_BINARY").unwrap_or_else(built))
-            .args(["serve", "--bind", "127.0.0.1:0"])
-            .args(flags)
+        let mut command =
+            Command::new(std::env::var_os("SURGEMQ_TEST_BINARY").unwrap_or_else(built));
+        command.args(["serve", "--bind", "127.0.0.1:0"]).args(flags);
+        let data_dir = std::env::var_os("SURGEMQ_TEST_DURABLE")
+            .map(|_| tempfile::tempdir().expect("a temporary directory"));
+        if let Some(dir) = &data_dir {
+            command.arg("--data-dir").arg(dir.path());
+        }
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -84,7 +92,7 @@ impl Broker {
             let _ = child.kill();
             panic!("no address from {flags:?}; it said: {}", output.lock().expect("no panic"))
         });
-        let process = Process { child, output, stopped: false };
+        let process = Process { child, output, stopped: false, _data_dir: data_dir };
         Self { address, process: Some(Mutex::new(process)) }
     }
 
