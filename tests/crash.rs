@@ -148,6 +148,15 @@ fn a_broker_that_forgets_is_found_out() {
     assert!(dir.path().join("data").is_dir());
 }
 
+/// The default: `surgemq serve` on a data directory.
+#[test]
+fn the_own_broker_keeps_what_it_acknowledged() {
+    let (code, report) = report(&["--rounds", "8"]);
+    assert_eq!((code, kinds(&report)), (Some(0), BTreeSet::new()), "{report:#}");
+    assert_eq!(report["kills"], 8);
+    assert!(report["qos2"]["delivered"].as_u64().unwrap() > 100, "{report:#}");
+}
+
 /// `None` with a word if it is not installed.
 fn mosquitto() -> Option<PathBuf> {
     let places = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"];
