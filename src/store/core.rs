@@ -119,8 +119,7 @@ impl Core {
     pub(super) fn room(&self, state: &State) -> u64 {
         let newest = state.segments.newest();
         let unused = newest.map_or(0, |s| s.size.saturating_sub(s.offset(s.end)));
-        let settled = state.groups.front().map_or(state.pending.position, |g| g.position);
-        let unwritten = state.end() - settled;
+        let unwritten = state.end() - state.settled();
         let taken = state.segments.size().saturating_sub(unused) + unwritten + self.reserve();
         self.max_disk.saturating_sub(taken)
     }
@@ -262,7 +261,7 @@ impl Journal for Core {
         let mut state = self.lock();
         let position = position.min(state.end());
         if state.urgent_end < position {
-            state.urgent_end = position;
+            state.hurry(position);
             self.urgent_end.store(position, Ordering::Release);
             self.poke_writer(&mut state);
         }

@@ -47,6 +47,8 @@ pub(super) struct Group {
     pub(super) batches: u64,
     pub(super) live: u64,
     pub(super) next_id: u64,
+    /// Somebody waits for it.
+    pub(super) urgent: bool,
 }
 
 impl Group {
@@ -159,6 +161,11 @@ impl State {
         }
     }
 
+    /// Up to here the log lies in segments; what follows is in memory, at least.
+    pub(super) fn settled(&self) -> Position {
+        self.groups.front().map_or(self.pending.position, |group| group.position)
+    }
+
     /// A number for a segment.
     pub(super) fn take_number(&mut self) -> u64 {
         self.next_number += 1;
@@ -253,6 +260,7 @@ impl State {
             batches: pending.batches,
             live: pending.live,
             next_id,
+            urgent: self.urgent_end > pending.position,
         });
     }
 
@@ -325,6 +333,19 @@ impl State {
         let record = &records[start..start + place.length as usize];
         out.extend_from_slice(&record[RECORD_HEADER..]);
         Whereabouts::InMemory
+    }
+
+    /// Somebody waits for everything before this position.
+    pub(super) fn hurry(&mut self, position: Position) {
+        self.urgent_end = self.urgent_end.max(position);
+        for group in self.groups.iter_mut().take_while(|group| group.position < position) {
+            group.urgent = true;
+        }
+    }
+
+    /// Whether somebody waits for what was written and is not synced.
+    pub(super) fn is_sync_urgent(&self) -> bool {
+        self.groups.iter().take(self.written).any(|group| group.urgent)
     }
 
     /// Bytes that were written and are not surely on disk.

@@ -1,5 +1,8 @@
 //! The store against a model, on a disk that fails and forgets, and on the real one.
 
+mod faults;
+mod world;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

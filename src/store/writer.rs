@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use crate::broker::Journal;
+
 use super::Durability;
 use super::core::Core;
 use super::disk::{SharedFile, write_all};
@@ -30,8 +32,6 @@ const LAST_BACKOFF_MS: u64 = 5_000;
 #[derive(Default)]
 pub(super) struct Writer {
     current: Option<Current>,
-    /// Sealed files that were never synced, for durability `none`.
-    unsynced: Vec<SharedFile>,
     /// The file of a segment into which nothing was written that counts: to be removed.
     rubbish: Option<u64>,
     lazy_due: Option<u64>,
@@ -120,7 +120,7 @@ impl Core {
         let due = writer.sync_due.is_some_and(|due| due <= now);
         let much = state.unsynced_bytes() >= MAX_UNSYNCED || state.failing;
         match self.durability {
-            Durability::Commit => demanded || due || much || state.urgent_end > state.synced,
+            Durability::Commit => demanded || due || much || state.is_sync_urgent(),
             Durability::Interval(_) => demanded || due || much,
             Durability::None => demanded,
         }
@@ -152,7 +152,10 @@ impl Core {
             length: group.records.len() as u32, // the pending group is closed long before
         };
         let header = header.encode(current.number, &group.records);
-        write_all(&*current.file, current.used, [&header, &group.records])?;
+        if let Err(error) = write_all(&*current.file, current.used, [&header, &group.records]) {
+            self.sync(writer)?; // what was written before is not concerned
+            return Err(error);
+        }
         current.used += group.length();
         let sync_after = match self.durability {
             Durability::Interval(interval) => interval.as_millis() as u64,
@@ -190,13 +193,8 @@ impl Core {
         if !writer.current.as_ref().is_some_and(is_full) {
             return Ok(());
         }
-        match self.durability {
-            Durability::Commit | Durability::Interval(_) => self.sync(writer)?,
-            Durability::None => {
-                let file = writer.current.as_ref().map(|current| Arc::clone(&current.file));
-                writer.unsynced.extend(file);
-            }
-        }
+        // With any durability: if of two segments only the second survived, there would be a hole.
+        self.sync(writer)?;
         writer.current = None;
         Ok(())
     }
@@ -241,9 +239,6 @@ impl Core {
     fn sync(&self, writer: &mut Writer) -> std::io::Result<()> {
         writer.sync_due = None;
         let written = self.lock().written;
-        for file in std::mem::take(&mut writer.unsynced) {
-            file.sync()?;
-        }
         if let Some(current) = &writer.current {
             current.file.sync()?;
         }
@@ -256,7 +251,7 @@ impl Core {
         for _ in 0..written {
             settle(writer, &mut state);
         }
-        let end = state.groups.front().map_or(state.pending.position, |group| group.position);
+        let end = state.settled();
         state.synced = end;
         self.works(writer, &mut state);
         drop(state);
@@ -292,11 +287,16 @@ impl Core {
     fn failed(&self, writer: &mut Writer, error: &std::io::Error, now: u64) {
         let mut state = self.lock();
         state.written = 0;
-        if let Some(current) = writer.current.take() {
-            if state.segments.newest().is_none_or(|newest| newest.number != current.number) {
-                writer.rubbish = Some(current.number);
-            } else if self.durability == Durability::None {
-                writer.unsynced.push(current.file);
+        let failed = writer.current.take();
+        let unsure = failed.as_ref().map(|failed| Arc::clone(&failed.file));
+        let mut sure = 0;
+        if let Some(current) = failed {
+            match state.segments.newest() {
+                Some(newest) if newest.number == current.number => {
+                    sure = newest.offset(newest.end);
+                    state.segments.set_size(current.number, sure);
+                }
+                _ => writer.rubbish = Some(current.number),
             }
         }
         writer.backoff_ms = (writer.backoff_ms * 2).clamp(FIRST_BACKOFF_MS, LAST_BACKOFF_MS);
@@ -309,7 +309,14 @@ impl Core {
             tracing::error!(%error, "the data directory cannot be written, trying again");
         }
         self.count_room(&mut state);
+        let told_safe = self.safe() > state.settled();
         drop(state);
+        // After a failed sync the kernel shows bytes that are not on disk, and if we are killed now
+        // the next start would believe it. If this fails too, it fails. What was told to be safe
+        // stays: being killed must not cost it.
+        if let Some(file) = unsure.filter(|_| !told_safe) {
+            let _ = file.set_len(sure);
+        }
         self.figures_mut().sums.failures += 1;
     }
 }
