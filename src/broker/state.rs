@@ -116,6 +116,12 @@ impl State {
         self.pump(config, now, tally);
     }
 
+    /// The will, if it is time to publish it.
+    pub(crate) fn take_due_will(&mut self, now: Millis) -> Option<Box<Will>> {
+        self.will_due.take_if(|at| *at <= now)?;
+        self.will.take()
+    }
+
     /// Says on disk how the session stands, if it is there at all. What depends on it waits for
     /// the position.
     pub(crate) fn put(&self, client_id: &str) -> Option<Position> {
