@@ -384,6 +384,15 @@ fn any_seed() -> u64 {
 
 /// The first Ctrl-C (or SIGTERM) ends the measurement, the second one the program.
 fn stop_on_signal(stop: Arc<AtomicBool>) -> io::Result<()> {
+    on_signals(move || {
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    })
+}
+
+/// Calls `then` at each Ctrl-C or SIGTERM, in a thread of its own.
+fn on_signals(then: impl Fn() + Send + 'static) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let mut signals = {
         let _inside = runtime.enter();
@@ -393,9 +402,7 @@ fn stop_on_signal(stop: Arc<AtomicBool>) -> io::Result<()> {
         runtime.block_on(async {
             loop {
                 signals.recv().await;
-                if stop.swap(true, Ordering::Relaxed) {
-                    std::process::exit(INTERRUPTED.into());
-                }
+                then();
             }
         });
     });
