@@ -26,8 +26,8 @@ const USAGE: u8 = 2;
 const CANNOT_RUN: u8 = 3;
 /// Violations that are told as they are found; the rest is in the report.
 const TOLD: usize = 20;
-/// Violations that the text names.
-const NAMED: usize = 50;
+/// Violations of each kind that the text names.
+const NAMED: usize = 10;
 
 const AFTER_HELP: &str = "\
 What is checked, from the clients' side:
@@ -300,11 +300,14 @@ fn print(report: &CrashReport, style: Style, out: &mut impl Write) -> io::Result
     }
     if !report.violations.is_empty() {
         writeln!(out)?;
-        for violation in report.violations.iter().take(NAMED) {
-            writeln!(out, "{violation}")?;
-        }
-        if report.violations.len() > NAMED {
-            writeln!(out, "… and more; --output json has up to 50 of each kind")?;
+        for kind in report.violation_counts.keys() {
+            let mut of_kind = report.violations.iter().filter(|violation| violation.kind == *kind);
+            for violation in of_kind.by_ref().take(NAMED) {
+                writeln!(out, "{violation}")?;
+            }
+            if of_kind.next().is_some() {
+                writeln!(out, "{kind}: and more; --output json has up to 50 of each kind")?;
+            }
         }
         writeln!(out)?;
     }
