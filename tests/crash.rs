@@ -119,6 +119,7 @@ fn a_broker_that_remembers_everything_passes() {
 fn without_kills_nothing_is_found() {
     let (code, report) = report(&["--rounds", "3", "--signal", "none", "--broker", FORGETFUL]);
     assert_eq!((code, kinds(&report)), (Some(0), BTreeSet::new()), "{report:#}");
+    assert_eq!((&report["rounds"], &report["kills"]), (&3.into(), &0.into()));
 }
 
 #[test]
@@ -146,6 +147,15 @@ fn a_broker_that_forgets_is_found_out() {
     let log = std::fs::read_to_string(dir.path().join("broker.log")).unwrap();
     assert!(log.contains("listening on"), "{log}");
     assert!(dir.path().join("data").is_dir());
+}
+
+/// The default: `surgemq serve` on a data directory.
+#[test]
+fn the_own_broker_keeps_what_it_acknowledged() {
+    let (code, report) = report(&["--rounds", "8"]);
+    assert_eq!((code, kinds(&report)), (Some(0), BTreeSet::new()), "{report:#}");
+    assert_eq!(report["kills"], 8);
+    assert!(report["qos2"]["delivered"].as_u64().unwrap() > 100, "{report:#}");
 }
 
 /// `None` with a word if it is not installed.
@@ -224,7 +234,7 @@ fn json_keys_are_a_promise() {
     let mut found = BTreeSet::new();
     keys(&report, "", &mut found);
     found.retain(|key| !key.starts_with("violation_counts."));
-    let expected = "version seed passed interrupted seconds kills kills_while_starting qos1 \
+    let expected = "version seed passed interrupted seconds rounds kills kills_while_starting qos1 \
         qos1.published qos1.acknowledged qos1.delivered qos1.duplicates qos2 qos2.published \
         qos2.acknowledged qos2.delivered qos2.duplicates retained retained.published \
         retained.acknowledged retained.readings sessions_resumed refused restart restart.count \

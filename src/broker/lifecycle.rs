@@ -105,8 +105,7 @@ impl Broker {
                 self.end_session(&session, None, turn);
                 continue;
             }
-            let due = state.will_due.take_if(|at| *at <= turn.now).is_some();
-            let overdue = if due { state.will.take() } else { None };
+            let overdue = state.take_due_will(turn.now);
             let displaced = self.displace(&mut state);
             state.expiry_secs = expiry_secs;
             state.will = admission.will.as_ref().map(|will| will.clone_for(session.number()));
@@ -193,17 +192,13 @@ impl Broker {
         }
         let now = turn.now;
         state.ends_at = ends_at(state.expiry_secs, now);
-        let mut due = None;
         if let Some(will) = &state.will {
-            if will.delay_secs == 0 {
-                due = state.will.take();
-            } else {
-                let at = now + u64::from(will.delay_secs) * 1000;
-                state.will_due = Some(at.min(state.ends_at.unwrap_or(at)));
-            }
+            let at = now + u64::from(will.delay_secs) * 1000;
+            state.will_due = Some(at.min(state.ends_at.unwrap_or(at)));
         }
-        self.arm(session, &mut state);
         state.put(session.client_id());
+        let due = state.take_due_will(now);
+        self.arm(session, &mut state);
         state.spill();
         let mut woken = Vec::new();
         session.update_flow(&mut state, self.config(), &mut woken);
@@ -211,9 +206,15 @@ impl Broker {
         drop(state);
         give_away(session, orphans, self, turn);
         if let Some(will) = due {
-            self.publish_will(&will, turn);
+            self.publish_due_will(session, &will, turn);
         }
         goodbye
+    }
+
+    /// Publishes a will, and only then has the disk forget it: better twice than never.
+    fn publish_due_will(&self, session: &Arc<Session>, will: &Will, turn: &mut Turn) {
+        self.publish_will(will, turn);
+        session.lock().put(session.client_id());
     }
 
     /// Has the session looked at when it next has something to do. One entry that comes early
@@ -255,19 +256,14 @@ impl Broker {
             if state.link.is_some() || state.ended {
                 continue;
             }
-            let mut due = None;
-            if state.will_due.is_some_and(|at| at <= turn.now) {
-                state.will_due = None;
-                due = state.will.take();
-                state.put(session.client_id());
-            }
+            let due = state.take_due_will(turn.now);
             let over = state.ends_at.is_some_and(|at| at <= turn.now).then_some(state.epoch);
             if over.is_none() {
                 self.arm(&session, &mut state);
             }
             drop(state);
             if let Some(will) = due {
-                self.publish_will(&will, turn);
+                self.publish_due_will(&session, &will, turn);
             }
             if over.is_some() && self.end_session(&session, over, turn) {
                 self.stats().client_expired();
@@ -314,6 +310,9 @@ impl Broker {
             self.forget(subscription);
         }
         give_away(session, orphans, self, turn);
+        if let Some(will) = will {
+            self.publish_will(&will, turn);
+        }
         // Only now: what went to others must be on disk as theirs before it is void here.
         let (durable, queue, outbound) = records;
         if let Some(durable) = durable {
@@ -324,9 +323,6 @@ impl Broker {
         }
         if let Some(displaced) = displaced {
             self.settle(displaced, turn);
-        }
-        if let Some(will) = will {
-            self.publish_will(&will, turn);
         }
         true
     }

@@ -2,7 +2,10 @@
 //! it, in one batch, before any of them is given it.
 //!
 //! So a crash leaves all of it or nothing, and the publisher, who was told nothing yet, sends it
-//! again.
+//! again. Packet identifiers are not part of it: they are given when a message is sent, which for
+//! many is later, and are a step of their own, appended under the session's lock. (With them in
+//! the batch it could only be appended after the messages were given to the sessions, and an
+//! acknowledgement could come to the journal before the message that it is for.)
 
 use std::sync::Arc;
 

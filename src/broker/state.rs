@@ -116,6 +116,12 @@ impl State {
         self.pump(config, now, tally);
     }
 
+    /// The will, if it is time to publish it.
+    pub(crate) fn take_due_will(&mut self, now: Millis) -> Option<Box<Will>> {
+        self.will_due.take_if(|at| *at <= now)?;
+        self.will.take()
+    }
+
     /// Says on disk how the session stands, if it is there at all. What depends on it waits for
     /// the position.
     pub(crate) fn put(&self, client_id: &str) -> Option<Position> {
@@ -197,7 +203,7 @@ impl State {
         if !link.encode(&message.publish, how, lane) {
             return Delivered::Dropped(DropReason::TooLarge);
         }
-        let keep = link.keep_sent || terms.share.is_some();
+        let keep = link.keep_sent || terms.share.is_some() || terms.record.is_some();
         let kept = keep.then(|| Kept::new(message, terms));
         let number = self.outbound.next_number();
         let step = self.durable.as_ref().zip(kept.as_ref());
@@ -415,7 +421,7 @@ impl State {
             tally.publish_bytes_sent += message.payload_len();
             steps.sent(&kept, self.outbound.next_number());
             steps.are_waited_for |= is_held;
-            let keep = link.keep_sent || kept.share().is_some();
+            let keep = link.keep_sent || kept.share().is_some() || kept.record.is_some();
             self.outbound.push(kept.qos, keep.then_some(kept));
         }
         if self.queue.is_empty() && self.queue.capacity() > 64 {

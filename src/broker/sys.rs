@@ -4,6 +4,7 @@
 
 use hashbrown::HashMap;
 
+use super::journal::JournalFigures;
 use super::message::PublishRef;
 use super::stats::{DropReason, Snapshot};
 use super::turn::Turn;
@@ -108,6 +109,9 @@ impl Broker {
         ] {
             put(name, value.to_string());
         }
+        if let Some(journal) = self.journal() {
+            journal_values(&journal.figures(), &mut put);
+        }
         for reason in DropReason::ALL {
             let dropped = self.stats().dropped(reason);
             put(&format!("publish/messages/dropped/{}", reason.name()), dropped.to_string());
@@ -132,6 +136,30 @@ impl Broker {
             }
         }
         values
+    }
+}
+
+/// How the disk does. Mosquitto has no such values.
+fn journal_values(figures: &JournalFigures, put: &mut impl FnMut(&str, String)) {
+    let mean = |sum: u64| format!("{:.1}", sum as f64 / figures.commits.max(1) as f64);
+    put("store/commit/batches/mean", mean(figures.batches));
+    put("store/commit/bytes/mean", mean(figures.bytes));
+    let [p50, p99, p999, max] = figures.commit_us;
+    for (name, value) in [
+        ("store/commits", figures.commits),
+        ("store/commit/latency/p50", p50),
+        ("store/commit/latency/p99", p99),
+        ("store/commit/latency/p999", p999),
+        ("store/commit/latency/max", max),
+        ("store/waiting/bytes", figures.waiting_bytes),
+        ("store/disk/bytes", figures.disk_bytes),
+        ("store/live/bytes", figures.live_bytes),
+        ("store/live/records", figures.live_records),
+        ("store/segments", figures.segments),
+        ("store/moved/bytes", figures.moved_bytes),
+        ("store/failures", figures.failures),
+    ] {
+        put(name, value.to_string());
     }
 }
 

@@ -13,6 +13,7 @@ use hdrhistogram::Histogram;
 use crate::broker::{Batch, Haste, Journal, JournalFigures, Position, RecordId, SharedOutlet};
 
 use super::disk::Disk;
+use super::recovery::Recovered;
 use super::state::{State, WriterRest, encode_batch};
 use super::tidy::Tidy;
 use super::waiters::Waiters;
@@ -55,8 +56,10 @@ pub(super) struct Figures {
 }
 
 impl Core {
-    pub(super) fn new(disk: Arc<dyn Disk>, options: &Options, state: State, next_id: u64) -> Self {
+    /// The store as it was found.
+    pub(super) fn new(disk: Arc<dyn Disk>, options: &Options, found: Recovered) -> Self {
         static KEYS: AtomicU64 = AtomicU64::new(1);
+        let Recovered { state, next_id, cut, .. } = found;
         let end = state.end();
         let commit_us =
             Histogram::new_with_bounds(1, 600_000_000, 3).expect("the bounds are in order");
@@ -81,6 +84,12 @@ impl Core {
             began: Instant::now(),
         };
         core.count_room(&mut core.lock());
+        if cut.is_some() {
+            // So that the log says again which identifiers were used before it was cut.
+            let mut batch = Batch::default();
+            batch.delete(core.reserve(1));
+            core.append(&batch, Haste::Now);
+        }
         core
     }
 
@@ -120,11 +129,11 @@ impl Core {
         let newest = state.segments.newest();
         let unused = newest.map_or(0, |s| s.size.saturating_sub(s.offset(s.end)));
         let unwritten = state.end() - state.settled();
-        let taken = state.segments.size().saturating_sub(unused) + unwritten + self.reserve();
+        let taken = state.segments.size().saturating_sub(unused) + unwritten + self.kept_back();
         self.max_disk.saturating_sub(taken)
     }
 
-    fn reserve(&self) -> u64 {
+    fn kept_back(&self) -> u64 {
         self.segment_bytes
     }
 

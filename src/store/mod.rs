@@ -223,7 +223,9 @@ fn open_on(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Opened, recovery::FileError> {
     let found = recovery::recover(&*disk, options, recovery, progress)?;
-    let core = Arc::new(Core::new(disk, options, found.state, found.next_id));
+    let (last_written_ms, records, bytes) = (found.last_written_ms, found.records, found.bytes);
+    let cut = found.cut.clone();
+    let core = Arc::new(Core::new(disk, options, found));
     let store = Store { core: Arc::clone(&core), threads: Mutex::new(Vec::new()), _lock: None };
     let start = |name: &str, run: fn(&Core)| {
         let core = Arc::clone(&core);
@@ -233,13 +235,7 @@ fn open_on(
     for thread in [start("store-writer", run_writer)?, start("store-tidy", run_tidy)?] {
         store.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
-    Ok(Opened {
-        store,
-        cut: found.cut,
-        last_written_ms: found.last_written_ms,
-        records: found.records,
-        bytes: found.bytes,
-    })
+    Ok(Opened { store, cut, last_written_ms, records, bytes })
 }
 
 fn run_writer(core: &Core) {

@@ -154,8 +154,21 @@ fn read_head(number: u64, file: &SharedFile) -> io::Result<Head> {
         // A file that is used again bears its old head until it is begun.
         Some(header) if header.number != number => Head::Unused,
         Some(SegmentHeader { start, next_id, .. }) => Head::Begun { start, next_id },
+        // The beginning of a head and nothing behind it: it was being begun.
+        None if is_empty_from(SEGMENT_HEADER, file)? => Head::Unused,
         None => Head::Damaged,
     })
+}
+
+fn is_empty_from(mut offset: u64, file: &SharedFile) -> io::Result<bool> {
+    let mut bytes = vec![0; CHUNK];
+    loop {
+        let read = read_up_to(&**file, offset, &mut bytes)?;
+        if read == 0 || bytes[..read].iter().any(|byte| *byte != 0) {
+            return Ok(read == 0);
+        }
+        offset += read as u64;
+    }
 }
 
 /// The log as far as it was read.
@@ -235,8 +248,10 @@ impl Reading<'_> {
             let valid = self.read_segment(file, limit).map_err(named)?;
             let damaged = match (valid, limit) {
                 (Some(_), Some(Head::Begun { start, .. })) => self.log.end != Some(start),
-                (None, _) | (_, Some(_)) => true,
-                (Some(end), None) => self.something_follows(file, end).map_err(named)?,
+                (Some(end), None | Some(Head::Damaged)) => {
+                    self.something_follows(file, end).map_err(named)?
+                }
+                (None, _) | (_, Some(Head::Unused)) => true,
             };
             if damaged {
                 cut = Some(self.cut(&mut used[at..], valid)?);
@@ -296,6 +311,7 @@ impl Reading<'_> {
         }
         self.log.bytes += position - start;
         self.done += file.size;
+        (self.progress)(self.done, self.total);
         Ok(Some(position - start + SEGMENT_HEADER))
     }
 
@@ -346,11 +362,11 @@ impl Reading<'_> {
         }
         let (first, later) = files.split_first_mut().expect("there is a damaged one");
         let offset = valid.unwrap_or(0);
-        let mut bytes = first.size - offset;
-        first.fate = match valid {
-            Some(end) if end > SEGMENT_HEADER => Fate::Split { end },
-            _ => Fate::PutAside,
+        let (fate, mut bytes) = match valid {
+            Some(end) if end > SEGMENT_HEADER => (Fate::Split { end }, first.size - end),
+            _ => (Fate::PutAside, first.size),
         };
+        first.fate = fate;
         for file in later.iter_mut() {
             file.fate = Fate::PutAside;
             bytes += file.size;

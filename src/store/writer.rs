@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::PoisonError;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::broker::Journal;
 
@@ -137,8 +137,10 @@ impl Core {
     }
 
     fn write_group(&self, writer: &mut Writer, group: &Group, now: u64) -> std::io::Result<()> {
-        writer.write_began.get_or_insert_with(Instant::now);
         self.seal_if_full(writer, group)?;
+        if group.urgent {
+            writer.write_began.get_or_insert_with(Instant::now);
+        }
         if writer.current.is_none() {
             let begun = self.begin_segment(writer, group)?;
             writer.current = Some(begun);
@@ -180,7 +182,7 @@ impl Core {
             }
         }
         drop(state);
-        self.count_commit(writer, 1, group.batches, group.length());
+        self.count_commit(writer, group.batches, group.length());
         self.publish(end);
         self.poke_tidy_if_wanted();
     }
@@ -238,6 +240,7 @@ impl Core {
     /// Syncs everything that was written.
     fn sync(&self, writer: &mut Writer) -> std::io::Result<()> {
         writer.sync_due = None;
+        writer.write_began.get_or_insert_with(Instant::now); // what is lazy waited by itself
         let written = self.lock().written;
         if let Some(current) = &writer.current {
             current.file.sync()?;
@@ -256,7 +259,7 @@ impl Core {
         self.works(writer, &mut state);
         drop(state);
         if self.durability == Durability::Commit && written > 0 {
-            self.count_commit(writer, 1, batches, bytes);
+            self.count_commit(writer, batches, bytes);
         }
         writer.write_began = None;
         self.publish(end);
@@ -274,13 +277,13 @@ impl Core {
         self.count_room(state);
     }
 
-    fn count_commit(&self, writer: &mut Writer, commits: u64, batches: u64, bytes: u64) {
-        let Some(began) = writer.write_began.take() else { return };
+    fn count_commit(&self, writer: &mut Writer, batches: u64, bytes: u64) {
+        let elapsed = writer.write_began.take().map_or(Duration::ZERO, |began| began.elapsed());
         let mut figures = self.figures_mut();
-        figures.sums.commits += commits;
+        figures.sums.commits += 1;
         figures.sums.batches += batches;
         figures.sums.bytes += bytes;
-        figures.commit_us.saturating_record(began.elapsed().as_micros() as u64);
+        figures.commit_us.saturating_record(elapsed.as_micros() as u64);
     }
 
     /// Nothing that was not synced counts: all of it is to be written again, elsewhere, later.

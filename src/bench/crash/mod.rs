@@ -37,7 +37,7 @@ mod violation;
 mod world;
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
 
 pub use plan::{BrokerCommand, CrashLength, CrashPlan, KillSignal};
 pub use report::{CrashCounts, CrashReport, RestartTimes, RetainedCounts};
@@ -92,11 +92,11 @@ pub enum CrashProgress<'a> {
 
 /// Does what the plan says, and tells `observer` how it goes.
 ///
-/// When `stop` becomes true no more rounds are begun: what was published is waited for, checked,
-/// and reported.
+/// `stop` counts how often the user asked for an end. From 1 on no more rounds are begun: what was
+/// published is waited for, checked, and reported. From 2 on nothing is waited for.
 pub fn run(
     plan: &CrashPlan,
-    stop: &AtomicBool,
+    stop: &AtomicU32,
     observer: &mut dyn FnMut(&CrashProgress<'_>),
 ) -> Result<CrashReport, CrashError> {
     if let Some(fault) = plan.fault() {

@@ -19,6 +19,8 @@ pub struct CrashReport {
     pub interrupted: bool,
     /// How long the run was.
     pub seconds: f64,
+    /// Rounds that were ended by a kill, or by its time with `--signal none`.
+    pub rounds: u32,
     /// How often the broker was stopped.
     pub kills: u32,
     /// How often of these it was not yet ready.

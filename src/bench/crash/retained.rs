@@ -25,7 +25,7 @@ struct Topic {
     /// The newest one whose handshake has ended, and in which round.
     settled: u64,
     settled_in: u32,
-    /// Versions before this one were given up or settled: so many are not in flight.
+    /// Versions in flight.
     open: u64,
 }
 

@@ -249,7 +249,9 @@ impl Subscriber {
                 // A client has to take this for the message that it knows, and drops it.
                 Some(held) => {
                     let detail = format!(
-                        "identifier {id} is used for {stamp:?} before PUBREL for {held:?} came"
+                        "identifier {id} is used for {} before PUBREL for {} came",
+                        describe(stamp, books),
+                        describe(*held, books),
                     );
                     books.findings.add(ViolationKind::Protocol, &self.peer.id, detail);
                 }
@@ -271,6 +273,14 @@ impl Subscriber {
             books.findings.add_messages(ViolationKind::Corrupt, id, topic, 1, detail);
         }
     }
+}
+
+fn describe(stamp: Option<Stamp>, books: &Books) -> String {
+    let part =
+        stamp.and_then(|stamp| Some((stamp, books.cast.streams.get(stamp.stream as usize)?)));
+    let Some((stamp, part)) = part else { return "an unknown message".to_owned() };
+    let publisher = &books.cast.publishers[part.publisher].id;
+    format!("message {} from {publisher} to {}", stamp.sequence, books.cast.topics[part.topic])
 }
 
 impl Client for Subscriber {

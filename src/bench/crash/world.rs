@@ -7,7 +7,7 @@
 //! | `Running` | the time of the kill → next round (with SIGTERM by way of `Stopping`) |
 //! | `Draining` | nothing is owed any more, or nothing comes any more → `Over` |
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -68,6 +68,7 @@ pub(super) struct World<'a> {
     stopped_at: Option<Instant>,
     survey_at: Instant,
     progress_at: Instant,
+    rounds: u32,
     kills: u32,
     kills_while_starting: u32,
     deaths: u32,
@@ -103,6 +104,7 @@ impl<'a> World<'a> {
             stopped_at: None,
             survey_at: now,
             progress_at: now,
+            rounds: 0,
             kills: 0,
             kills_while_starting: 0,
             deaths: 0,
@@ -112,7 +114,7 @@ impl<'a> World<'a> {
 
     pub(super) fn run(
         mut self,
-        stop: &AtomicBool,
+        stop: &AtomicU32,
         observer: &mut dyn FnMut(&CrashProgress<'_>),
     ) -> Result<CrashReport, CrashError> {
         if let Err(error) = self.go_on(stop, observer) {
@@ -128,13 +130,13 @@ impl<'a> World<'a> {
         } else {
             self.process.data.parent().map(|dir| dir.display().to_string())
         };
-        Ok(self.report(passed, stop.load(Ordering::Relaxed), dir))
+        Ok(self.report(passed, stop.load(Ordering::Relaxed) > 0, dir))
     }
 
     /// Turns until it is over.
     fn go_on(
         &mut self,
-        stop: &AtomicBool,
+        stop: &AtomicU32,
         observer: &mut dyn FnMut(&CrashProgress<'_>),
     ) -> Result<(), CrashError> {
         self.start(1)?;
@@ -176,11 +178,15 @@ impl<'a> World<'a> {
     }
 
     /// Lets the phase follow the time and the broker's state.
-    fn advance(&mut self, stop: bool) -> Result<(), CrashError> {
+    fn advance(&mut self, stop: u32) -> Result<(), CrashError> {
         let now = self.books.now;
-        self.last_round |= stop
+        if stop > 1 {
+            self.phase = Phase::Over;
+            return Ok(());
+        }
+        self.last_round |= stop > 0
             || match self.plan.length {
-                CrashLength::Rounds(rounds) => self.kills >= rounds,
+                CrashLength::Rounds(rounds) => self.rounds >= rounds,
                 CrashLength::Time(time) => now - self.began >= time,
             };
         if let Some(status) = self.process.ended() {
@@ -209,7 +215,7 @@ impl<'a> World<'a> {
     fn on_ended(&mut self, status: &str) -> Result<(), CrashError> {
         let words = self.process.last_words();
         let starting = matches!(self.phase, Phase::Starting { .. });
-        if starting && self.kills == 0 && self.deaths == 0 {
+        if starting && self.books.findings.round == 1 {
             return Err(CrashError::NotUp(format!("{status}; {words}")));
         }
         let findings = &mut self.books.findings;
@@ -240,11 +246,11 @@ impl<'a> World<'a> {
             self.phase = Phase::Running { since: now };
         } else if self.round.early.is_some_and(|early| now - since >= early) && !self.last_round {
             self.kills_while_starting += 1;
-            return self.stop_broker();
+            return self.end_round();
         } else if now - since > self.plan.start_within {
             let words = self.process.last_words();
             let detail = format!("not ready after {:?}; {words}", self.plan.start_within);
-            if self.kills == 0 {
+            if self.books.findings.round == 1 {
                 return Err(CrashError::NotUp(detail));
             }
             self.books.findings.add(ViolationKind::NotStarted, "broker", detail);
@@ -268,7 +274,7 @@ impl<'a> World<'a> {
             self.act(action);
         }
         let kill_after = self.round.early.unwrap_or(self.round.kill_after);
-        if elapsed >= kill_after { self.stop_broker() } else { Ok(()) }
+        if elapsed >= kill_after { self.end_round() } else { Ok(()) }
     }
 
     fn act(&mut self, action: Action) {
@@ -286,13 +292,16 @@ impl<'a> World<'a> {
         }
     }
 
-    fn stop_broker(&mut self) -> Result<(), CrashError> {
-        self.kills += 1;
+    fn end_round(&mut self) -> Result<(), CrashError> {
+        self.rounds += 1;
         let now = Instant::now();
-        self.stopped_at = Some(now);
+        if self.plan.signal != KillSignal::None {
+            self.kills += 1;
+            self.stopped_at = Some(now);
+        }
         match self.plan.signal {
             KillSignal::None => {
-                self.stopped_at = None;
+                // It is not stopped at all.
                 self.begin(self.books.findings.round + 1);
                 self.phase = Phase::Running { since: now };
                 Ok(())
@@ -424,7 +433,7 @@ impl<'a> World<'a> {
         observer(&CrashProgress::Running {
             round: self.books.findings.round,
             fraction: match self.plan.length {
-                CrashLength::Rounds(rounds) => f64::from(self.kills) / f64::from(rounds.max(1)),
+                CrashLength::Rounds(rounds) => f64::from(self.rounds) / f64::from(rounds.max(1)),
                 CrashLength::Time(time) => {
                     (self.books.now - self.began).as_secs_f64() / time.as_secs_f64().max(0.001)
                 }
@@ -450,6 +459,7 @@ impl<'a> World<'a> {
             passed,
             interrupted,
             seconds: self.began.elapsed().as_secs_f64(),
+            rounds: self.rounds,
             kills: self.kills,
             kills_while_starting: self.kills_while_starting,
             qos1,

@@ -5,14 +5,14 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::report::Style;
-use super::{INTERRUPTED, Output, any_seed, seconds, stop_on_signal};
+use super::{INTERRUPTED, Output, any_seed, on_signals, seconds};
 use crate::bench::crash::{
     self, BrokerCommand, CrashCounts, CrashError, CrashLength, CrashPlan, CrashProgress,
     CrashReport, KillSignal,
@@ -26,8 +26,8 @@ const USAGE: u8 = 2;
 const CANNOT_RUN: u8 = 3;
 /// Violations that are told as they are found; the rest is in the report.
 const TOLD: usize = 20;
-/// Violations that the text names.
-const NAMED: usize = 50;
+/// Violations of each kind that the text names.
+const NAMED: usize = 10;
 
 const AFTER_HELP: &str = "\
 What is checked, from the clients' side:
@@ -42,9 +42,9 @@ QoS 1 duplicates are allowed and counted.
 
 The broker must queue without dropping: --backlog bounds what is ever owed to one session. With
 mosquitto, for example (a command of several parts has to end with exec):
-  --broker 'printf \"listener {port} 127.0.0.1\\nallow_anonymous true\\npersistence true\\n\
-persistence_location {dir}/\\nautosave_interval 1\\nmax_queued_messages 0\\n\" > {dir}/conf &&
-    exec mosquitto -c {dir}/conf'
+  --broker 'printf \"%s\\n\" \"listener {port} 127.0.0.1\" \"allow_anonymous true\" \\
+    \"persistence true\" \"persistence_location {dir}/\" \"autosave_interval 1\" \\
+    \"max_queued_messages 0\" > {dir}/conf && exec mosquitto -c {dir}/conf'
 
 Results go to standard output, progress and violations as they are found to standard error.
 
@@ -53,7 +53,9 @@ Exit codes:
     1  something was; data and log of the broker are kept
     2  wrong usage
     3  could not run: no broker, no folder
-  130  ended by Ctrl-C, nothing violated until then";
+  130  ended by Ctrl-C, nothing violated until then
+
+After Ctrl-C what was published is waited for and checked; the second Ctrl-C skips that.";
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -145,8 +147,10 @@ enum SignalArg {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let plan = args.plan()?;
-    let stop = Arc::new(AtomicBool::new(false));
-    stop_on_signal(stop.clone())?;
+    let stop = Arc::new(AtomicU32::new(0));
+    // The broker must not be left behind, so not even the second one ends the program at once.
+    let counter = stop.clone();
+    on_signals(move || _ = counter.fetch_add(1, Ordering::Relaxed))?;
 
     eprintln!("surgemq: bench crash --seed {}, data in {}", plan.seed, plan.dir.display());
     let mut bar = Bar::new();
@@ -271,8 +275,8 @@ fn print(report: &CrashReport, style: Style, out: &mut impl Write) -> io::Result
     let starting = report.kills_while_starting;
     writeln!(
         out,
-        "{} kills in {:.1} s, {starting} of them while the broker was starting; seed {}",
-        report.kills, report.seconds, report.seed
+        "{} kills in {} rounds and {:.1} s, {starting} while the broker was starting; seed {}",
+        report.kills, report.rounds, report.seconds, report.seed
     )?;
     let mut line = |name: &str, value: String| writeln!(out, "  {name:<9} {value}");
     line("QoS 1", messages(&report.qos1))?;
@@ -296,11 +300,14 @@ fn print(report: &CrashReport, style: Style, out: &mut impl Write) -> io::Result
     }
     if !report.violations.is_empty() {
         writeln!(out)?;
-        for violation in report.violations.iter().take(NAMED) {
-            writeln!(out, "{violation}")?;
-        }
-        if report.violations.len() > NAMED {
-            writeln!(out, "… and more; --output json has up to 50 of each kind")?;
+        for kind in report.violation_counts.keys() {
+            let mut of_kind = report.violations.iter().filter(|violation| violation.kind == *kind);
+            for violation in of_kind.by_ref().take(NAMED) {
+                writeln!(out, "{violation}")?;
+            }
+            if of_kind.next().is_some() {
+                writeln!(out, "{kind}: and more; --output json has up to 50 of each kind")?;
+            }
         }
         writeln!(out)?;
     }

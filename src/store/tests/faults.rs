@@ -32,12 +32,7 @@ fn a_random_life_with_crashes_loses_nothing_that_was_safe() {
                     world.kill();
                 }
             }
-            assert_eq!(
-                world.cut.is_some() && world.options.durability != Durability::None,
-                false,
-                "seed {seed}, round {round}: {:?}",
-                world.cut
-            );
+            assert_eq!(world.cut, None, "seed {seed}, round {round}");
         }
     }
 }
@@ -48,19 +43,23 @@ fn a_crash_at_any_operation_leaves_a_prefix_with_all_that_was_safe() {
         let seed = 77 + at as u64;
         let operations = {
             let mut world = World::new(seed, small(durability));
-            world.live_on(700);
+            world.live_on(500);
             world.disk.operations()
         };
         assert!(operations > 200, "{operations}");
         for nth in 0..operations {
-            for torn in [None, Some(nth), Some(nth << 32)] {
+            let torn = [None, Some(nth), Some(nth << 32)];
+            // What is torn matters, so a crash is tried in several ways; at less places where
+            // less is promised.
+            let ways = if durability == Durability::Commit { 3 } else { 1 };
+            for torn in torn.into_iter().cycle().skip(nth as usize % 3).take(ways) {
                 let mut world = World::new(seed, small(durability));
                 world.disk.fail(nth, Fault::Error, true);
                 while world.disk.operations() <= nth {
                     world.live_on(20);
                 }
                 world.crash(torn);
-                world.live_on(60);
+                world.live_on(40);
                 world.crash(torn);
             }
         }
@@ -74,13 +73,13 @@ fn an_error_at_any_operation_costs_nothing() {
         let seed = 99 + at as u64;
         let operations = {
             let mut world = World::new(seed, small(durability));
-            world.live_on(600);
+            world.live_on(400);
             world.disk.operations()
         };
         for nth in 0..operations {
             let mut world = World::new(seed, small(durability));
             world.disk.fail(nth, faults[nth as usize % 3], false);
-            world.live_on(600);
+            world.live_on(400);
             world.check_reads();
             if nth % 3 != 1 {
                 // All is written at last, and then survives.

@@ -1,0 +1,178 @@
+//! What goes together, what waits for what, and when it is written.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::broker::{Batch, Haste, Journal, Outlet, Pulse, SharedOutlet};
+
+use super::super::writer::Next;
+use super::super::{Durability, Options};
+use super::world::{Collected, World, id, open, small};
+
+struct Deaf(Pulse);
+
+impl Outlet for Deaf {
+    fn write(&self, bytes: &[u8]) -> usize {
+        bytes.len()
+    }
+
+    fn wait_for_room(&self) {}
+
+    fn wake(&self) {}
+
+    fn pulse(&self) -> &Pulse {
+        &self.0
+    }
+}
+
+#[test]
+fn what_arrives_during_a_sync_is_one_group_with_one_sync() {
+    let mut world = World::new(1, small(Durability::Commit));
+    world.put(10, Haste::Now);
+    world.write_all();
+    let (syncs, commits) = (world.disk.syncs(), world.core.figures().commits);
+    for _ in 0..20 {
+        world.put(10, Haste::Now);
+    }
+    world.write_all();
+    assert_eq!(world.disk.syncs(), syncs + 1);
+    let figures = world.core.figures();
+    assert_eq!((figures.commits, figures.batches), (commits + 1, 21));
+    assert_eq!(figures.bytes, world.core.end());
+}
+
+#[test]
+fn a_lone_lazy_batch_waits_is_written_and_then_synced() {
+    let mut world = World::new(2, small(Durability::Commit));
+    world.put(10, Haste::Now);
+    world.write_all();
+    let (operations, syncs) = (world.disk.operations(), world.disk.syncs());
+    world.put(10, Haste::Lazy);
+    let Next::Wait(Some(due)) = world.core.write_step(world.now) else { panic!("no deadline") };
+    assert!((10..=20).contains(&(due - world.now)), "{due}");
+    assert_eq!(world.disk.operations(), operations);
+    assert_eq!(world.core.write_step(due), Next::Again);
+    assert_eq!(world.disk.operations(), operations + 1, "written");
+    let Next::Wait(Some(later)) = world.core.write_step(due) else { panic!("no deadline") };
+    assert!(later <= due + 1_000, "{later}");
+    assert!(world.core.safe() < world.core.end());
+    assert_eq!(world.disk.syncs(), syncs);
+    assert_eq!(world.core.write_step(later), Next::Again);
+    assert_eq!(world.disk.syncs(), syncs + 1);
+    assert_eq!(world.core.safe(), world.core.end());
+    assert_eq!(world.core.write_step(later), Next::Wait(None));
+}
+
+#[test]
+fn a_lazy_batch_rides_along_with_an_urgent_one() {
+    let mut world = World::new(3, small(Durability::Commit));
+    world.put(10, Haste::Lazy);
+    world.core.write_step(world.now);
+    world.put(10, Haste::Now);
+    assert_eq!(world.core.write_step(world.now), Next::Again);
+    assert_eq!(world.core.write_step(world.now), Next::Again);
+    assert_eq!(world.core.safe(), world.core.end());
+    assert_eq!((world.disk.syncs(), world.core.figures().commits), (1, 1));
+}
+
+#[test]
+fn whoever_waits_for_a_lazy_batch_makes_it_urgent() {
+    let outlet: SharedOutlet = Arc::new(Deaf(Pulse::new(0, 0)));
+    let mut world = World::new(4, small(Durability::Commit));
+    world.put(10, Haste::Lazy);
+    world.core.wake_when_safe(world.core.end(), &outlet);
+    while world.core.write_step(world.now) == Next::Again {}
+    assert_eq!(world.core.safe(), world.core.end(), "before it was written");
+    world.put(10, Haste::Lazy);
+    world.core.write_step(world.now);
+    world.now += 20;
+    while world.core.write_step(world.now) == Next::Again {}
+    assert!(world.core.safe() < world.core.end());
+    world.core.wake_when_safe(world.core.end(), &outlet);
+    while world.core.write_step(world.now) == Next::Again {}
+    assert_eq!(world.core.safe(), world.core.end(), "after it was written");
+}
+
+#[test]
+fn with_an_interval_the_sync_comes_when_it_is_over() {
+    let interval = Duration::from_millis(100);
+    let mut world = World::new(5, small(Durability::Interval(interval)));
+    world.put(10, Haste::Now);
+    while world.core.write_step(world.now) == Next::Again {}
+    assert_eq!(world.core.safe(), world.core.end());
+    assert_eq!(world.core.write_step(99), Next::Wait(Some(100)));
+    assert_eq!(world.disk.syncs(), 0);
+    assert_eq!(world.core.write_step(100), Next::Again);
+    assert_eq!(world.disk.syncs(), 1);
+    assert_eq!(world.core.write_step(100), Next::Wait(None));
+    let first = world.map().clone();
+    world.put(10, Haste::Now);
+    while world.core.write_step(world.now) == Next::Again {}
+    world.crash(None);
+    assert_eq!(*world.map(), first);
+}
+
+#[test]
+fn much_that_waits_holds_back_and_is_not_one_endless_group() {
+    let options = Options { segment_bytes: 64 << 20, ..small(Durability::Commit) };
+    let mut world = World::new(6, options);
+    let mut batch = Batch::default();
+    batch.put(id(1), |body| body.resize(1 << 20, 7));
+    for _ in 0..15 {
+        world.append(&batch, Haste::Now);
+    }
+    assert!(!world.core.is_behind());
+    for _ in 0..15 {
+        world.append(&batch, Haste::Now);
+    }
+    assert!(world.core.is_behind());
+    assert!(world.core.lock().groups.len() > 2);
+    world.check_reads();
+    world.write_all();
+    assert!(!world.core.is_behind());
+    world.crash(None);
+}
+
+#[test]
+fn what_is_read_again_comes_in_the_order_it_was_appended() {
+    let mut world = World::new(7, small(Durability::Commit));
+    let ids: Vec<u64> = (0..300).map(|_| world.put(100, Haste::Now).get()).collect();
+    world.write_all();
+    let mut found = Collected::default();
+    open(&world.disk, &world.options, &mut found);
+    assert_eq!(found.order, ids);
+}
+
+#[test]
+fn an_empty_batch_and_one_that_forgets_write_nothing() {
+    let mut world = World::new(8, small(Durability::Commit));
+    let put = world.put(10, Haste::Now);
+    world.write_all();
+    let (end, operations) = (world.core.end(), world.disk.operations());
+    assert_eq!(world.append(&Batch::default(), Haste::Now), end);
+    let mut batch = Batch::default();
+    batch.forget(put);
+    assert_eq!(world.append(&batch, Haste::Now), end);
+    world.write_all();
+    assert_eq!(world.disk.operations(), operations);
+    assert_eq!(world.core.figures().live_records, 0);
+    world.check_reads();
+}
+
+#[test]
+fn a_damaged_record_is_not_given_out() {
+    let mut world = World::new(9, small(Durability::Commit));
+    let good = world.put(10, Haste::Now);
+    let bad = world.put(10, Haste::Now);
+    world.write_all();
+    let name = super::super::format::segment_name(1);
+    let mut content = world.disk.content(&name).expect("it is there");
+    let last = content.len() - 1;
+    content[last] ^= 1;
+    world.disk.set_content(&name, content);
+    let mut body = Vec::new();
+    assert!(world.core.read(good, &mut body).expect("it is sound"));
+    body.clear();
+    assert!(world.core.read(bad, &mut body).is_err());
+    assert!(body.is_empty());
+}
