@@ -26,7 +26,7 @@ use crate::session::{Exchange, Outbound};
 #[derive(Default)]
 pub struct Recovered {
     /// Their bodies stay on disk.
-    messages: HashMap<RecordId, Size>,
+    messages: HashMap<RecordId, Body>,
     deliveries: HashMap<RecordId, Delivery>,
     others: HashMap<RecordId, Other>,
     unknown: Option<UnknownRecord>,
@@ -45,11 +45,13 @@ pub struct Restored {
     pub retained: u64,
 }
 
-/// What a message costs, and when it expires.
-#[derive(Debug, Clone, Copy)]
-struct Size {
+/// A message, whose bytes stay on disk.
+struct Body {
+    /// What it costs to keep it in memory.
     bytes: u32,
     expires_at: Millis,
+    /// For all that refer to it. `None`: nothing has been found that does.
+    place: Option<Arc<Place>>,
 }
 
 struct Delivery {
@@ -75,7 +77,7 @@ impl Recovery for Recovered {
             Ok(Record::Message(message)) => {
                 let bytes = u32::try_from(message.size()).unwrap_or(u32::MAX);
                 let expires_at = message.expires_at.unwrap_or(Millis::MAX);
-                self.messages.insert(id, Size { bytes, expires_at });
+                self.messages.insert(id, Body { bytes, expires_at, place: None });
                 return;
             }
             Ok(Record::Delivery(delivery)) => {
@@ -143,18 +145,18 @@ struct Parts {
     received: Vec<(RecordId, PacketId)>,
 }
 
-/// Messages that are of use, each with one place for all that refer to it.
+/// The messages that there are.
 struct Messages {
-    sizes: HashMap<RecordId, Size>,
-    places: HashMap<RecordId, Arc<Place>>,
+    bodies: HashMap<RecordId, Body>,
     journal: Arc<dyn Journal>,
 }
 
 impl Messages {
-    fn find(&mut self, id: RecordId) -> Option<(Arc<Place>, Size)> {
-        let size = *self.sizes.get(&id)?;
-        let place = self.places.entry(id).or_insert_with(|| Place::new(id, &self.journal));
-        Some((Arc::clone(place), size))
+    /// Where it lies, what it costs and when it expires.
+    fn find(&mut self, id: RecordId) -> Option<(Arc<Place>, u32, Millis)> {
+        let body = self.bodies.get_mut(&id)?;
+        let place = body.place.get_or_insert_with(|| Place::new(id, &self.journal));
+        Some((Arc::clone(place), body.bytes, body.expires_at))
     }
 }
 
@@ -169,19 +171,20 @@ impl Broker {
         }
         let mut void = Batch::default();
         let (sessions, retained) = sort(others, deliveries, &mut void);
-        let mut messages =
-            Messages { sizes: messages, places: HashMap::new(), journal: Arc::clone(&journal) };
+        let mut messages = Messages { bodies: messages, journal: Arc::clone(&journal) };
         let mut restored = Restored::default();
         for (record, message) in retained {
             match messages.find(message) {
-                Some((place, _)) if self.restore_retained(record, &place) => restored.retained += 1,
+                Some((place, ..)) if self.restore_retained(record, &place) => {
+                    restored.retained += 1
+                }
                 _ => void.delete(record),
             }
         }
         for (record, parts) in sessions {
             self.restore_session(record, parts, &mut messages, &mut void, now, &mut restored)?;
         }
-        for id in messages.sizes.keys().filter(|id| !messages.places.contains_key(*id)) {
+        for (id, _) in messages.bodies.iter().filter(|(_, body)| body.place.is_none()) {
             void.forget(*id);
         }
         journal.append(&void, Haste::Lazy);
@@ -312,10 +315,10 @@ impl Broker {
         delivery: &Delivery,
         messages: &mut Messages,
     ) -> Option<Kept> {
-        let (place, size) = messages.find(delivery.message)?;
+        let (place, bytes, expires_at) = messages.find(delivery.message)?;
         let delivery = delivery.record();
         let share = (!delivery.share.is_empty()).then(|| self.share_group(delivery.share));
-        Some(Kept::restored(&place, record, &delivery, share, (size.bytes, size.expires_at)))
+        Some(Kept::restored(&place, record, &delivery, share, (bytes, expires_at)))
     }
 
     fn restore_subscription(

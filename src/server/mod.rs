@@ -310,7 +310,8 @@ impl Server {
         Ok(())
     }
 
-    /// Publishes a message from inside this process, without a connection.
+    /// Publishes a message from inside this process, without a connection. It does not wait for the
+    /// disk: with a data directory the message is safe a moment later.
     pub fn publish(
         &self,
         topic: &str,

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -102,7 +102,8 @@ impl Disk for RealDisk {
 
     fn create(&self, name: &str) -> io::Result<SharedFile> {
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).open(self.path(name))?;
+        options.read(true).write(true).create_new(true);
+        let file = options.mode(0o600).open(self.path(name))?; // what is in it is nobody else's
         Ok(Arc::new(RealFile(file)))
     }
 

@@ -299,7 +299,7 @@ impl Reading<'_> {
                     file: Arc::clone(&file.file),
                 });
             }
-            self.log.segments.extend_newest(end, 0);
+            self.log.segments.extend_newest(end, 0, file.size);
             self.log.note_group(&header);
             Self::apply(&mut self.log, self.recovery, position + GROUP_HEADER, records);
             position = end;

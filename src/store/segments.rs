@@ -54,16 +54,16 @@ impl Segments {
         Some(segment)
     }
 
-    /// The newest segment goes on to `end`, and its file is at least as long.
-    pub(super) fn extend_newest(&mut self, end: u64, live: u64) {
+    /// The newest segment goes on to `end`, and its file is at least so long.
+    pub(super) fn extend_newest(&mut self, end: u64, live: u64, size: u64) {
         let Some(segment) = self.list.back_mut() else { return };
         self.used += end - segment.end;
         segment.end = end;
         segment.live += live;
-        let needed = segment.offset(end);
-        if needed > segment.size {
-            self.size += needed - segment.size;
-            segment.size = needed;
+        let size = size.max(segment.offset(end));
+        if size > segment.size {
+            self.size += size - segment.size;
+            segment.size = size;
         }
     }
 

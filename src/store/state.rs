@@ -264,14 +264,18 @@ impl State {
         });
     }
 
-    /// The oldest group has reached its place in the newest segment.
-    pub(super) fn settle_oldest(&mut self, begin: impl FnOnce(&Group) -> Option<Segment>) {
+    /// The oldest group has reached its place in the newest segment, whose file is so long.
+    pub(super) fn settle_oldest(
+        &mut self,
+        size: u64,
+        begin: impl FnOnce(&Group) -> Option<Segment>,
+    ) {
         let Some(group) = self.groups.pop_front() else { return };
         self.written -= 1;
         if let Some(segment) = begin(&group) {
             self.segments.push(segment);
         }
-        self.segments.extend_newest(group.end(), group.live);
+        self.segments.extend_newest(group.end(), group.live, size);
         self.keep_buffer(group.records);
     }
 

@@ -37,6 +37,10 @@ impl Waiters {
         if safe() >= position {
             return false;
         }
+        if waiting.len() == waiting.capacity() {
+            // While the disk fails nobody is taken out: connections that are gone must not pile up.
+            waiting.retain(|_, waiter| Arc::strong_count(&waiter.outlet) > 1);
+        }
         // The entry keeps the outlet, so its address is nobody else's.
         let key = Arc::as_ptr(outlet).cast::<()>().addr();
         let waiter = waiting.entry(key).or_insert_with(|| Waiter {
@@ -79,6 +83,20 @@ mod tests {
         fn pulse(&self) -> &Pulse {
             &self.0
         }
+    }
+
+    #[test]
+    fn those_who_are_gone_do_not_pile_up() {
+        let waiters = Waiters::default();
+        let stays: SharedOutlet = Arc::new(Nobody(Pulse::new(0, 0)));
+        waiters.add(1, &stays, || 0);
+        for _ in 0..10_000 {
+            let goes: SharedOutlet = Arc::new(Nobody(Pulse::new(0, 0)));
+            waiters.add(1, &goes, || 0);
+        }
+        let waiting = waiters.waiting.lock().expect("not poisoned");
+        assert!(waiting.len() < 100, "{} wait", waiting.len());
+        assert!(waiting.values().any(|waiter| Arc::ptr_eq(&waiter.outlet, &stays)));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::broker::Journal;
@@ -104,7 +105,7 @@ impl Core {
             return Job::Write(state.groups[state.written].clone());
         }
         if self.must_write(writer, state, now) {
-            state.close_pending(self.next_id.load(std::sync::atomic::Ordering::Relaxed));
+            state.close_pending(self.next_id.load(Ordering::Relaxed));
             writer.lazy_due = None;
             return Job::Write(state.groups[state.written].clone());
         }
@@ -138,7 +139,7 @@ impl Core {
 
     fn write_group(&self, writer: &mut Writer, group: &Group, now: u64) -> std::io::Result<()> {
         self.seal_if_full(writer, group)?;
-        if group.urgent {
+        if group.urgent || self.durability != Durability::Commit {
             writer.write_began.get_or_insert_with(Instant::now);
         }
         if writer.current.is_none() {
@@ -154,18 +155,37 @@ impl Core {
             length: group.records.len() as u32, // the pending group is closed long before
         };
         let header = header.encode(current.number, &group.records);
+        self.lengthen(current, group);
         if let Err(error) = write_all(&*current.file, current.used, [&header, &group.records]) {
             self.sync(writer)?; // what was written before is not concerned
             return Err(error);
         }
         current.used += group.length();
         let sync_after = match self.durability {
-            Durability::Interval(interval) => interval.as_millis() as u64,
-            Durability::Commit | Durability::None => LAZY_SYNC_MS,
+            Durability::Interval(interval) => Some(interval.as_millis() as u64),
+            Durability::Commit => Some(LAZY_SYNC_MS),
+            Durability::None => None,
         };
-        writer.sync_due.get_or_insert(now.saturating_add(sync_after));
+        let sync_due = sync_after.map(|after| now.saturating_add(after));
+        writer.sync_due = writer.sync_due.or(sync_due);
         self.written(writer, group);
         Ok(())
+    }
+
+    /// Makes a file that grows longer than it has to be: a sync costs less when the length stays.
+    fn lengthen(&self, current: &mut Current, group: &Group) {
+        let needed = current.used + group.length();
+        let most = self.segment_bytes / 64;
+        if needed <= current.size || needed >= self.segment_bytes || most < 4096 {
+            return;
+        }
+        let more = (needed / 2).clamp(4096, most);
+        let zeros = vec![0; more.min(self.segment_bytes - needed) as usize];
+        current.size = needed;
+        // It is not missed if this fails; the group may fit all the same.
+        if write_all(&*current.file, needed, [&zeros, &[]]).is_ok() {
+            current.size += zeros.len() as u64;
+        }
     }
 
     /// The group is in the file, which is enough for some.
@@ -327,14 +347,15 @@ impl Core {
 /// The oldest group is in the current segment for good.
 fn settle(writer: &Writer, state: &mut State) {
     let Some(current) = &writer.current else { return };
+    let size = current.size;
     let is_known = state.segments.newest().is_some_and(|last| last.number == current.number);
-    state.settle_oldest(|group| {
+    state.settle_oldest(size, |group| {
         (!is_known).then(|| Segment {
             number: current.number,
             start: group.position,
             end: group.position,
             live: 0,
-            size: current.size,
+            size: 0,
             file: Arc::clone(&current.file),
         })
     });

@@ -52,7 +52,7 @@ fn a_log_cut_at_any_byte_keeps_all_groups_before() {
             assert_eq!(cut.cut, None, "at {length}");
             let position = (length as u64).saturating_sub(SEGMENT_HEADER);
             let (end, map) = ends.iter().rev().find(|(end, _)| *end <= position).expect("0");
-            assert_eq!(cut.map(), map, "at {length}");
+            assert!(cut.map() == map, "at {length}");
             if *end > 0 {
                 assert_eq!(cut.core.end(), *end);
             }
@@ -84,7 +84,7 @@ fn a_flipped_bit_anywhere_keeps_everything_before_and_is_told() {
             let position = start + (byte as u64).saturating_sub(SEGMENT_HEADER);
             let whole_before = ends.iter().rev().find(|(end, _)| *end <= position);
             let (end, map) = whole_before.expect("0 is before everything");
-            assert_eq!(damaged.map(), map, "byte {byte} of {name}");
+            assert!(damaged.map() == map, "byte {byte} of {name}");
             let is_last_group = position >= last_group && byte as u64 >= SEGMENT_HEADER;
             assert_eq!(damaged.cut.is_none(), is_last_group, "byte {byte} of {name}");
             if let Some(cut) = &damaged.cut {
@@ -148,7 +148,7 @@ fn a_missing_segment_cuts_what_follows() {
     let end = first.len() as u64 - SEGMENT_HEADER;
     let found = World::on(disk, 1, small(Durability::Commit));
     let (_, map) = ends.iter().find(|(at, _)| *at == end).expect("it ends with a group");
-    assert_eq!(found.map(), map);
+    assert!(found.map() == map);
     assert_eq!(found.cut.map(|cut| cut.segments), Some(numbers.len() - 2));
 }
 

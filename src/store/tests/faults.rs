@@ -6,6 +6,7 @@ use crate::broker::{Haste, Journal};
 
 use super::super::Durability;
 use super::super::testing::Fault;
+use super::super::writer::Next;
 use super::world::{World, small};
 
 const DURABILITIES: [Durability; 3] =
@@ -14,7 +15,11 @@ const DURABILITIES: [Durability; 3] =
 #[test]
 fn a_random_life_with_crashes_loses_nothing_that_was_safe() {
     for seed in 0..60 {
-        let mut world = World::new(seed, small(DURABILITIES[seed as usize % 3]));
+        let mut options = small(DURABILITIES[seed as usize % 3]);
+        if seed % 4 == 0 {
+            options.segment_bytes = 1 << 20; // whose files grow in steps
+        }
+        let mut world = World::new(seed, options);
         for round in 0..6 {
             let turns = world.random.below(200) as usize;
             world.live_on(turns);
@@ -43,7 +48,7 @@ fn a_crash_at_any_operation_leaves_a_prefix_with_all_that_was_safe() {
         let seed = 77 + at as u64;
         let operations = {
             let mut world = World::new(seed, small(durability));
-            world.live_on(500);
+            world.live_on(400);
             world.disk.operations()
         };
         assert!(operations > 200, "{operations}");
@@ -175,4 +180,25 @@ fn what_was_written_lazily_is_written_again_too() {
     world.crash(None);
     let found: Vec<u64> = world.map().keys().copied().collect();
     assert_eq!(found, [first.get(), lazy.get(), urgent.get()]);
+}
+
+#[test]
+fn a_full_disk_does_not_take_back_what_was_written_before() {
+    // Safe without a sync, then no space for the next, then killed.
+    let hour = Durability::Interval(Duration::from_secs(3_600));
+    let mut world = World::new(8, small(hour));
+    let first = world.put(100, Haste::Now);
+    while world.core.write_step(world.now) == Next::Again {}
+    let safe = world.core.safe();
+    assert_eq!(safe, world.core.end());
+    world.disk.limit(Some(world.disk.used()));
+    world.put(100, Haste::Now);
+    for _ in 0..10 {
+        world.now += 1_000;
+        while world.core.write_step(world.now) == Next::Again {}
+    }
+    assert_eq!(world.core.safe(), safe);
+    world.disk.limit(None);
+    world.reopen(safe);
+    assert!(world.map().contains_key(&first.get()));
 }

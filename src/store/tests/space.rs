@@ -1,9 +1,11 @@
 //! Room on the disk: what is given back, what is moved, and what happens when there is none.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::broker::{Haste, Journal};
 
+use super::super::writer::Next;
 use super::super::{Durability, Options};
 use super::world::{World, small};
 
@@ -89,18 +91,24 @@ fn cleaning_while_records_change_keeps_exactly_the_living() {
 
 #[test]
 fn an_idle_store_does_nothing() {
-    let mut world = World::new(4, small(Durability::Commit));
-    for _ in 0..50 {
-        world.live_on(20);
+    let interval = Durability::Interval(Duration::from_millis(50));
+    for durability in [Durability::Commit, interval, Durability::None] {
+        let mut world = World::new(4, small(durability));
+        for _ in 0..50 {
+            world.live_on(20);
+        }
+        world.tidy_all();
+        world.now += 10_000;
+        while world.core.write_step(world.now) == Next::Again {}
+        world.tidy_all();
+        let operations = world.disk.operations();
+        for _ in 0..50 {
+            world.now += 1_000;
+            assert_eq!(world.core.write_step(world.now), Next::Wait(None));
+            assert!(!world.core.tidy_step(world.now));
+        }
+        assert_eq!(world.disk.operations(), operations);
     }
-    world.tidy_all();
-    let operations = world.disk.operations();
-    for _ in 0..50 {
-        world.now += 1_000;
-        world.core.write_step(world.now);
-        assert!(!world.core.tidy_step(world.now));
-    }
-    assert_eq!(world.disk.operations(), operations);
 }
 
 #[test]
@@ -179,7 +187,7 @@ fn a_disk_that_is_full_takes_everything_when_space_returns() {
     while world.core.has_room() {
         world.put(200, Haste::Now);
         count += 1;
-        while world.core.write_step(world.now) == super::super::writer::Next::Again {}
+        while world.core.write_step(world.now) == Next::Again {}
         world.core.tidy_step(world.now);
         assert!(count < 1_000);
     }
