@@ -82,6 +82,14 @@ pub(crate) fn foreign() -> bool {
     std::env::var_os("SURGEMQ_TEST_BROKER").is_some()
 }
 
+/// Says that a test, or a part of it, cannot be made here.
+pub(crate) fn skipped(why: &str) {
+    use std::io::Write as _;
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    // Not eprintln!, which the test harness keeps to itself.
+    let _ = std::io::stderr().write_all(format!("skipped: {name}: {why}\n").as_bytes());
+}
+
 /// A broker with flags of its own, or `None` while another make of broker is tested.
 pub(crate) fn broker_with(flags: &[&str]) -> Option<Broker> {
     (!foreign()).then(|| Broker::spawn(flags))

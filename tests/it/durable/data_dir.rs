@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::{barrier, durable, resume, texts};
-use crate::broker::{Broker, Launch, PATIENCE, Stop, client_id, foreign, topic};
+use crate::broker::{Broker, Launch, PATIENCE, Stop, binary, client_id, foreign, skipped, topic};
 use crate::wire::*;
 
 /// All files of a directory, by name.
@@ -29,7 +30,12 @@ fn temporary() -> tempfile::TempDir {
 /// The broker must not start on this directory: it says this in one line, and ends with 5.
 #[track_caller]
 fn refused(dir: &Path, words: &str) {
-    let output = Launch::on(dir, &[]).command().output().expect("the broker's binary starts");
+    refused_when(&Launch::on(dir, &[]), dir, words);
+}
+
+#[track_caller]
+fn refused_when(launch: &Launch, dir: &Path, words: &str) {
+    let output = launch.command().output().expect("the broker's binary starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(5), "{said}");
     assert_eq!(said.lines().count(), 1, "one line is enough: {said}");
@@ -120,11 +126,18 @@ fn a_directory_that_cannot_be_written_is_refused() {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).expect("it is ours");
     };
     allow(0o555);
-    if fs::write(dir.path().join("probe"), "").is_ok() {
-        eprintln!("skipped: this user may write everywhere");
-        let _ = fs::remove_file(dir.path().join("probe"));
+    let may_write = fs::write(dir.path().join("probe"), "").is_ok();
+    let _ = fs::remove_file(dir.path().join("probe"));
+    let another = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let probe =
+        Command::new(another[0]).args(&another[1..]).arg(binary()).arg("--version").output();
+    if !may_write {
+        refused(dir.path(), "ermission denied");
+    } else if probe.is_ok_and(|probe| probe.status.success()) {
+        let launch = Launch::on(dir.path(), &[]).by(&another);
+        refused_when(&launch, dir.path(), "ermission denied");
     } else {
-        refused(dir.path(), "ermission");
+        skipped("this user may write everywhere, and may not be another one");
     }
     allow(0o755);
 }
@@ -144,6 +157,13 @@ fn message(n: usize) -> String {
     format!("message {n}.")
 }
 
+/// Where in a file of the log a message lies.
+fn position_of(file: &Path, message: &str) -> u64 {
+    let bytes = fs::read(file).expect("it is there");
+    let at = bytes.windows(message.len()).position(|window| window == message.as_bytes());
+    at.expect("the message is in the log") as u64
+}
+
 #[test]
 fn a_torn_tail_is_cut_and_all_before_it_is_there() {
     // The machine lost power while the last group was written.
@@ -152,10 +172,13 @@ fn a_torn_tail_is_cut_and_all_before_it_is_there() {
     let id = owed(&broker, &topic, 10);
     broker.stop(Stop::Kill);
     let newest = newest_segment(&broker.dir());
+    let at = position_of(&newest, &message(9));
     let file = fs::File::options().write(true).open(&newest).expect("it is there");
-    let length = file.metadata().expect("it is there").len();
-    file.set_len(length - 5).expect("it can be cut");
+    file.set_len(at + 3).expect("it can be cut");
     broker.start_again();
+    let said = warnings(&broker);
+    assert_eq!(said.len(), 1, "one line is enough: {said:?}");
+    assert!(said[0].contains("not completed") && said[0].contains(".log"), "{said:?}");
     // Each start takes less than the one before: a start that failed would show.
     for _ in 0..2 {
         let mut peer = resume(&broker, V5, &id);
@@ -164,6 +187,7 @@ fn a_torn_tail_is_cut_and_all_before_it_is_there() {
         }
         peer.expect_nothing_owed();
         broker.restart(Stop::Kill);
+        assert_eq!(warnings(&broker), [""; 0], "it was cut once");
     }
     // And it goes on from there.
     broker.join(V5).publish(&topic, "new", 1);
@@ -180,10 +204,7 @@ fn a_flipped_bit_is_found_and_all_before_it_is_there() {
     barrier(&broker);
     broker.stop(Stop::Kill);
     let newest = newest_segment(&broker.dir());
-    let bytes = fs::read(&newest).expect("it is there");
-    let wanted = message(6);
-    let at = bytes.windows(wanted.len()).position(|window| window == wanted.as_bytes());
-    let at = at.expect("the message is in the log") as u64;
+    let at = position_of(&newest, &message(6));
     let mut file = fs::File::options().read(true).write(true).open(&newest).expect("it is there");
     let mut byte = [0];
     file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut byte)).expect("it is there");

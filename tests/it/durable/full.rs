@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{absent_subscriber, durable, resume};
-use crate::broker::{Broker, Launch, PATIENCE, Stop, client_id, foreign, topic};
+use crate::broker::{Broker, Launch, PATIENCE, Stop, client_id, foreign, skipped, topic};
 use crate::peer::Peer;
 use crate::wire::*;
 
@@ -200,7 +200,7 @@ impl SmallDisk {
             None
         });
         if holder.is_none() {
-            eprintln!("skipped: no small file system without being allowed to mount one");
+            skipped("one may not mount a small file system here");
         }
         Some(Self { holder: holder?, _mount_point: mount_point, path })
     }
