@@ -35,7 +35,15 @@ fn refused(dir: &Path, words: &str) {
 
 #[track_caller]
 fn refused_when(launch: &Launch, dir: &Path, words: &str) {
-    let output = launch.command().output().expect("the broker's binary starts");
+    let mut child = launch.command().spawn().expect("the broker's binary starts");
+    let began = Instant::now();
+    while child.try_wait().expect("a child").is_none() {
+        if began.elapsed() > PATIENCE {
+            let _ = child.kill();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().expect("its output can be read");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(5), "{said}");
     assert_eq!(said.lines().count(), 1, "one line is enough: {said}");

@@ -191,6 +191,29 @@ fn qos_2_in_flight_is_sent_again_with_its_identifier() {
 }
 
 #[test]
+fn qos_2_keeps_its_identifier_when_what_was_sent_before_it_has_expired() {
+    // As above; but here the identifiers cannot just be counted again from the first message.
+    each_of(&[(V5, Stop::Kill); 3], &[], |broker, v, stop| {
+        let topic = topic();
+        let id = absent_subscriber(broker, v, &topic, 2);
+        let mut publisher = broker.join(v);
+        publisher.publish_as(publish(&topic, "short").qos(1, 0).prop(message_expiry(2)));
+        let began = Instant::now();
+        publisher.publish(&topic, "long", 2);
+        let mut peer = resume(broker, v, &id);
+        peer.expect_publish(&topic, "short");
+        let first = peer.expect_publish(&topic, "long");
+        broker.stop(stop);
+        sleep_until(began + Duration::from_millis(2_200));
+        broker.start_again();
+        let mut all = resume(broker, v, &id).drain();
+        // What is in flight may come again although it has expired.
+        all.retain(|got| got.text() == "long");
+        assert_eq!((all.len(), all[0].id, all[0].dup), (1, first.id, true));
+    });
+}
+
+#[test]
 fn what_was_released_is_only_released_again() {
     // [MQTT-4.3.3-4] to [MQTT-4.3.3-6], [MQTT-4.4.0-1]. Without a barrier: the client has forgotten
     // the identifier once it has seen PUBREL.
