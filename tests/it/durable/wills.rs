@@ -100,7 +100,7 @@ fn who_comes_back_before_the_delay_is_over_takes_the_will_back() {
         let watcher = absent_subscriber(broker, V5, &topic, 1);
         let will = mortal(&topic, 5);
         let client = broker.connect(V5, will.clone());
-        let id = client.id.clone();
+        let id = client.id;
         let began = Instant::now();
         broker.restart(stop);
         let back = resume(broker, V5, &id);
