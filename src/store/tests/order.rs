@@ -176,3 +176,46 @@ fn a_damaged_record_is_not_given_out() {
     assert!(world.core.read(bad, &mut body).is_err());
     assert!(body.is_empty());
 }
+
+#[test]
+fn a_record_that_changed_while_it_was_to_be_moved_is_not_moved() {
+    let mut world = World::new(10, small(Durability::Commit));
+    let [stays, changes, goes] = [0; 3].map(|_| world.put(10, Haste::Now));
+    world.write_all();
+    let read = [stays, changes, goes].map(|id| {
+        let place = world.core.lock().index.get(id).expect("it lives");
+        let mut record = Vec::new();
+        super::super::format::encode_put(id, &world.map()[&id.get()], &mut record);
+        ((id, place), record)
+    });
+    let mut batch = Batch::default();
+    batch.put(changes, |body| body.extend_from_slice(b"new"));
+    batch.delete(goes);
+    world.append(&batch, Haste::Now);
+    let (places, records): (Vec<_>, Vec<_>) = read.into_iter().unzip();
+    {
+        let mut state = world.core.lock();
+        let (_, moved) = state.append_moved(&places, &records.concat(), 9);
+        assert_eq!(moved, 16 + 10);
+        world.core.appended(&mut state, Haste::Now);
+    }
+    world.check_reads();
+    world.write_all();
+    world.check_reads();
+    world.crash(None);
+}
+
+#[test]
+fn the_writer_does_not_go_to_rest_over_a_lazy_batch_it_has_not_seen() {
+    let world = World::new(11, small(Durability::Commit));
+    assert_eq!(world.core.write_step(world.now), Next::Wait(None));
+    let mut batch = Batch::default();
+    batch.put(world.core.reserve(1), |body| body.push(1));
+    world.core.append(&batch, Haste::Lazy);
+    let (done, waits) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        world.core.rest_writer(None);
+        let _ = done.send(());
+    });
+    waits.recv_timeout(Duration::from_secs(30)).expect("it rests for ever");
+}
