@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::broker::{Batch, Haste, Journal, Outlet, Pulse, SharedOutlet};
 
+use super::super::core::Core;
+use super::super::testing::SimDisk;
 use super::super::writer::Next;
 use super::super::{Durability, Options};
 use super::world::{Collected, World, id, open, small};
@@ -218,4 +220,31 @@ fn the_writer_does_not_go_to_rest_over_a_lazy_batch_it_has_not_seen() {
         let _ = done.send(());
     });
     waits.recv_timeout(Duration::from_secs(30)).expect("it rests for ever");
+}
+
+#[test]
+fn a_record_whose_file_is_used_anew_while_it_is_read_is_looked_for_again() {
+    let disk = SimDisk::new();
+    let options = small(Durability::Commit);
+    let (core, _) = open(&disk, &options, &mut Collected::default());
+    let core = Arc::new(core);
+    let record = core.reserve(1);
+    let put = move |core: &Core, body: &[u8]| {
+        let mut batch = Batch::default();
+        batch.put(record, |bytes| bytes.extend_from_slice(body));
+        core.append(&batch, Haste::Now);
+        while core.write_step(0) == Next::Again {}
+    };
+    put(&core, b"before");
+    let (mover, files) = (Arc::clone(&core), Arc::clone(&disk));
+    disk.before_read(move || {
+        put(&mover, b"after");
+        let name = super::super::format::segment_name(1);
+        let mut content = files.content(&name).expect("it is there");
+        content[90..102].fill(0x55); // what was written over the old place
+        files.set_content(&name, content);
+    });
+    let mut body = Vec::new();
+    assert!(core.read(record, &mut body).expect("it lies elsewhere now"));
+    assert_eq!(body, b"after");
 }
