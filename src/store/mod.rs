@@ -63,7 +63,7 @@ const TIDY_PAUSE: Duration = Duration::from_secs(1);
 pub struct Options {
     /// When what is appended counts as safe.
     pub durability: Durability,
-    /// Bytes the directory may grow to.
+    /// Bytes the directory may grow to, files put aside not counted.
     pub max_disk: u64,
     /// Bytes of a segment; fewer are taken if `max_disk` does not hold eight of them.
     pub segment_bytes: u64,

@@ -91,11 +91,13 @@ fn cleaning_while_records_change_keeps_exactly_the_living() {
 
 #[test]
 fn moving_waits_until_what_was_moved_is_safe() {
-    let mut world = World::new(12, small(Durability::Commit));
+    // Larger than what is moved at once.
+    let options = Options { segment_bytes: 1 << 20, ..small(Durability::Commit) };
+    let mut world = World::new(12, options);
     let mut queue = Vec::new();
     for n in 0..600 {
-        let id = world.put(100, Haste::Now);
-        if n % 20 != 0 {
+        let id = world.put(8_000, Haste::Now);
+        if n % 6 != 0 {
             queue.push(id);
         }
         world.write_all();
