@@ -24,11 +24,16 @@ use super::subscription::Subscription;
 use super::turn::Turn;
 use crate::mqtt::{PacketId, QoS};
 
+/// The longest text of a share group that a delivery carries, in bytes.
+const SHARE_TEXT: usize = 256;
+
 /// What else goes to disk together with a message.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Along {
     /// It is retained.
     pub(crate) retained: bool,
+    /// Whether the disk had room when it was decided to take the message.
+    pub(crate) has_room: bool,
     /// The record of the message that was retained there before.
     pub(crate) replaced: Option<RecordId>,
     pub(crate) received: Option<ReceivedId>,
@@ -104,7 +109,7 @@ impl Broker {
         let Some(journal) = self.journal().filter(|_| is_of_use) else {
             return Recorded::default();
         };
-        if !journal.has_room() {
+        if !along.has_room {
             // Nobody waits for an answer, or the message would have been refused. What is there
             // gets it all the same, and it is lost with this process.
             if let Some(replaced) = along.replaced {
@@ -154,6 +159,7 @@ impl Broker {
                 batch.delete(replaced);
             }
         });
+        turn.burdens_disk = true;
         if let Some(position) = position.filter(|_| publish.qos > QoS::AtMostOnce) {
             turn.wait_for_disk(position);
         }
@@ -170,7 +176,8 @@ impl Broker {
         instead: Option<RecordId>,
         turn: &mut Turn,
     ) -> Option<RecordId> {
-        let journal = self.journal().filter(|journal| journal.has_room())?;
+        // What takes the place of another needs no more room than that.
+        let journal = self.journal().filter(|journal| instead.is_some() || journal.has_room())?;
         let owner = session.record().filter(|_| is_recorded(session, terms.qos))?;
         let mut ids = Identifiers(journal.reserve(2));
         let delivery = ids.next();
@@ -235,6 +242,12 @@ fn put_deliveries(
     }
 }
 
+/// The group as a delivery names it. A long name, written again for each message, would be a way to
+/// fill the disk: such a message belongs to its session alone after a restart.
+pub(crate) fn share_text(group: Option<&Arc<ShareGroup>>) -> &str {
+    group.map(|group| group.text()).filter(|text| text.len() <= SHARE_TEXT).unwrap_or("")
+}
+
 fn put_delivery(
     id: RecordId,
     session: RecordId,
@@ -248,7 +261,7 @@ fn put_delivery(
         qos: terms.qos,
         retain: terms.retain,
         subscription_ids: SmallVec::from_slice(terms.subscription_ids),
-        share: terms.share.map_or("", |group| group.text()),
+        share: share_text(terms.share),
         step: Step::Queued,
     };
     batch.put(id, |out| delivery.encode(out));
