@@ -91,7 +91,10 @@ impl Open {
         };
         if wants_retained && shared.share.is_none() {
             let mut state = self.session.lock();
-            state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &subscription));
+            if !is_new {
+                // It begins anew. (A new one has none: a long list must not search a long list.)
+                state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &subscription));
+            }
             if subscription.status() == Status::Live {
                 state.replays.push_back(Replay { subscription, after: None });
             }
