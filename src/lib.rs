@@ -46,6 +46,11 @@
 //! come the acknowledgements, and at the end of the turn each mailbox touched is written to its
 //! socket once. A socket that takes no more hands the rest to its own task; a receiver whose
 //! mailbox is full holds its publishers back for a grace time, and is left behind after it.
+//!
+//! With a data directory, a message for sessions that outlive their connection is first appended to
+//! the journal, with a record for each of them (`broker/record.rs`). The acknowledgement then goes
+//! to the mailbox's second lane, from which it leaves when the journal says that the message is
+//! safe (`broker/mailbox.rs`, `store/writer.rs`).
 #![deny(unsafe_code)]
 
 pub mod bench;

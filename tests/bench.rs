@@ -64,6 +64,56 @@ fn bench(flags: &[&str]) -> Output {
     Command::new(PROGRAM).arg("bench").args(flags).output().unwrap()
 }
 
+/// Measures a broker of the bench's own.
+fn own(flags: &[&[&str]]) -> Value {
+    let output = bench(&[&flags.concat()[..], &["-o", "json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A broker on a free port, stopped when dropped.
+struct Serve {
+    child: Child,
+    url: String,
+}
+
+impl Serve {
+    fn start() -> Self {
+        let mut child = Command::new(PROGRAM)
+            .args(["serve", "--bind", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let address = line.split(" listening on ").nth(1).unwrap().split(' ').next().unwrap();
+        Self { url: format!("mqtt://{address}"), child }
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether a broker has a session of this identifier; it is gone or busy with us afterwards.
+fn has_session(url: &str, id: &str) -> bool {
+    let mut socket = TcpStream::connect(url.strip_prefix("mqtt://").unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut connect = b"\x10\0\0\x04MQTT\x04\0\0\0\0".to_vec();
+    connect.push(id.len() as u8);
+    connect.extend_from_slice(id.as_bytes());
+    connect[1] = connect.len() as u8 - 2;
+    socket.write_all(&connect).unwrap();
+    let mut answer = [0; 4];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!((answer[0], answer[3]), (0x20, 0), "{id}: {answer:?}");
+    answer[2] == 1
+}
+
 /// Every key of the document, as paths; arrays count as their first element.
 fn keys(value: &Value, path: &str, all: &mut BTreeSet<String>) {
     match value {
@@ -97,9 +147,10 @@ fn json_keys_are_a_promise() {
                  broker.cpu_cores broker.rss_before_bytes broker.rss_peak_bytes generator \
                  generator.cpu_us_per_delivery generator.cpu_cores generator.busiest_thread \
                  generator.waited_for_processor idle \
-                 churn_per_s";
+                 churn_per_s resume";
     let plan = "shape clients topics wildcards payload_bytes publish_qos subscribe_qos inflight \
-                protocol rate duration_s messages warm_up_s threads seed churn idle stalled";
+                receive_maximum protocol rate duration_s messages warm_up_s threads seed churn \
+                idle stalled persistent offline offline_only";
     let mut expected: BTreeSet<String> =
         ["version", "broker", "interrupted", "shapes", "shapes.plan", "shapes.summary"]
             .iter()
@@ -260,11 +311,146 @@ fn own_broker_delivers_at_every_qos() {
     }
 }
 
+/// Whoever is away gets everything when he comes back, in every version and shape.
+#[test]
+fn offline_sessions_are_queued_for_and_resumed() {
+    for (shape, qos, version, offline) in
+        [("fanin", "1", "311", "2"), ("fanin", "2", "5", "1"), ("fanout", "1", "31", "6")]
+    {
+        let topics = if shape == "fanout" { "6" } else { "1" };
+        let report = own(&[
+            &[shape, "-n", "3", "-m", "3000", "-q", qos, "-V", version, "-t", topics][..],
+            &["--persistent", "--offline", offline, "--resume", "--rounds", "2"],
+        ]);
+        let shape_report = &report["shapes"][0];
+        assert_eq!(shape_report["plan"]["persistent"], true);
+        for round in shape_report["rounds"].as_array().unwrap() {
+            assert_eq!(round["delivered"], 3000, "{shape}: {round}");
+            let resume = &round["resume"];
+            // A fan-out shares its topics out among its subscribers, so it is one each there.
+            let all = if shape == "fanin" { offline.parse().unwrap() } else { 1 };
+            assert_eq!(resume["sessions"].to_string(), offline);
+            assert_eq!(resume["expected"], 3000 * all, "{shape} {version}: {resume}");
+            assert_eq!(resume["delivered"], 3000 * all, "{shape} {version}: {resume}");
+            for fault in ["lost", "duplicates", "out_of_order"] {
+                assert_eq!(resume[fault], 0, "{shape} {version} {fault}");
+            }
+            assert!(resume["delivered_per_s"].as_f64().unwrap() > 0.0);
+            let memory = |key: &str| resume[key].as_u64().unwrap();
+            assert!(memory("rss_before_bytes") <= memory("rss_peak_bytes"));
+            assert!(memory("rss_after_bytes") > 0);
+        }
+    }
+}
+
+/// On a broker of somebody else's the sessions are removed at the end, unless they shall stay.
+#[test]
+fn sessions_are_removed_or_kept() {
+    let broker = Serve::start();
+    let run = |flags: &[&str]| {
+        let base = ["fanin", "-n", "2", "-m", "100", "-q", "1", "-o", "json", "--persistent"];
+        let base = [&base[..], &["--offline", "3", "--url", &broker.url], flags].concat();
+        let output = bench(&base);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let has = |id: &str| has_session(&broker.url, id);
+    run(&["--seed", "1"]);
+    for gone in ["bench-00000001-s0", "bench-00000001-o0", "bench-00000001-o2"] {
+        assert!(!has(gone), "{gone}");
+    }
+    run(&["--seed", "2", "--keep-sessions", "--rounds", "2"]);
+    // Rounds have sessions of their own.
+    for kept in ["bench-00000002-s0", "bench-00000002-o2", "bench-00000003-o0"] {
+        assert!(has(kept), "{kept}");
+    }
+}
+
+#[test]
+fn there_may_be_only_absent_subscribers() {
+    for shape in ["fanin", "mesh"] {
+        let report = own(&[
+            &[shape, "-n", "3", "-m", "900", "-q", "1"][..],
+            &["--offline", "1", "--offline-only", "--resume"],
+        ]);
+        let round = &report["shapes"][0]["summary"];
+        assert_eq!((&round["sent"], &round["expected"]), (&Value::from(900), &Value::from(0)));
+        assert_eq!(round["latency"]["acknowledgement"]["count"], 900, "{shape}");
+        assert_eq!(round["resume"]["delivered"], 900, "{shape}");
+        assert_eq!(round["resume"]["lost"], 0, "{shape}");
+    }
+}
+
+#[test]
+fn acknowledgement_latency_is_plausible() {
+    let report = own(&[&["fanin", "-n", "5", "-q", "1", "-r", "4000", "-m", "2000"]]);
+    let round = &report["shapes"][0]["summary"];
+    let of = |role: &str, key: &str| round["latency"][role][key].as_f64().unwrap();
+    assert_eq!(of("acknowledgement", "count"), 2000.0);
+    assert_eq!(of("acknowledgement", "count"), of("acknowledgement_uncorrected", "count"));
+    for role in ["acknowledgement", "acknowledgement_uncorrected"] {
+        let (low, middle, high) = (of(role, "min_us"), of(role, "p50_us"), of(role, "max_us"));
+        // Nothing takes no time, or longer than the round and its drain.
+        assert!(0.0 < low && low <= middle && middle <= high && high < 60e6, "{role}");
+    }
+    // What should have been sent earlier has waited at least as long.
+    assert!(of("acknowledgement", "mean_us") >= of("acknowledgement_uncorrected", "mean_us"));
+}
+
+#[test]
+fn raw_commits_are_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().to_str().unwrap();
+    let base = ["raw-commit", "--dir", dir, "-d", "0.1", "--file-bytes", "4000000", "-o", "json"];
+    for flags in [
+        &["--group", "8", "-s", "100"][..],
+        &["--writers", "4", "--window", "16", "-s", "100"],
+        &["--rate", "20000", "-s", "100"],
+    ] {
+        let output = bench(&[&base[..], flags].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let of = |key: &str| report[key].as_f64().unwrap();
+        assert!(of("commits") > 0.0, "{report}");
+        assert_eq!(of("bytes"), of("messages") * 100.0);
+        assert_eq!(report["latency"]["count"], report["messages"]);
+        assert_eq!(report["commit"]["count"], report["commits"]);
+        assert!((of("mean_group") * of("commits") - of("messages")).abs() < 0.5);
+        match flags[0] {
+            "--group" => assert_eq!(of("mean_group"), 8.0),
+            "--writers" => assert!(of("mean_group") <= 64.0),
+            _ => assert!(of("messages") + of("unsent") >= 1999.0, "{report}"),
+        }
+    }
+    assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0, "its file is removed");
+    let text = bench(&["raw-commit", "--dir", dir, "-d", "0.05", "--file-bytes", "1000000"]);
+    assert!(String::from_utf8(text.stdout).unwrap().contains("commits/s"));
+    let nowhere = bench(&["raw-commit", "--dir", "/nowhere/at/all"]);
+    assert_eq!(nowhere.status.code(), Some(1));
+}
+
+/// The folder of a child broker is made anew for each round, and is gone afterwards.
+#[test]
+fn a_broker_of_our_own_gets_a_folder_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = Command::new(PROGRAM)
+        // The broker refuses the flag and so says what stood there.
+        .args(["bench", "1:1", "-m", "1", "--broker-args", "--max-qos {dir}"])
+        .env("TMPDIR", directory.path())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let folder = directory.path().join("surgemq-bench-");
+    assert!(stderr.contains(folder.to_str().unwrap()), "{stderr}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "it is removed");
+}
+
 #[test]
 fn exit_codes() {
     let code = |flags: &[&str]| bench(flags).status.code();
     assert_eq!(code(&["no-such-shape"]), Some(2));
     assert_eq!(code(&["1:1", "--pid", "1"]), Some(2), "--pid needs --url");
+    assert_eq!(code(&["1:1", "--resume"]), Some(2), "--resume needs --offline");
+    assert_eq!(code(&["1:1", "--offline", "1"]), Some(1), "nothing is queued at QoS 0");
     assert_eq!(code(&["--help"]), Some(0));
     assert_eq!(code(&["1:1", "-n", "0", "--url", "mqtt://127.0.0.1:1"]), Some(1));
     let nobody_there = bench(&["1:1", "--url", "mqtt://127.0.0.1:1", "-m", "1"]);

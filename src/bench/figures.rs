@@ -120,7 +120,8 @@ fn missing(plan: &Plan, layout: &Layout, played: &Played, expected: u64) -> Miss
         return Missing { inside: 0, behind: expected.saturating_sub(delivered) };
     }
     let on_stream = received.flat_map(|(subscriber, tracks, _): &(u32, Tracks, u64)| {
-        let owed = layout.owed_to(*subscriber as usize, &played.sent_by_publisher);
+        let subscriber = &layout.subscribers[*subscriber as usize];
+        let owed = layout.owed_to(subscriber, &played.sent_by_publisher);
         owed.map(|(stream, sent)| tracks.missing(stream, sent))
     });
     on_stream.fold(Missing::default(), |sum, one| Missing {

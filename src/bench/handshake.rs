@@ -16,8 +16,14 @@ use crate::mqtt::{
 const STEP: Duration = Duration::from_secs(10);
 /// Handshakes at the same time.
 const AT_ONCE: usize = 8;
+/// Session expiry of sessions that last, in seconds: a day, so that what a killed benchmark leaves
+/// behind does not stay for ever.
+const LASTING: u32 = 86_400;
 /// Filters in one SUBSCRIBE.
 const FILTERS_AT_ONCE: usize = 100;
+
+/// Bytes that one read takes.
+const MAX_CHUNK: usize = 4096;
 
 /// Where and as whom to connect.
 #[derive(Debug, Clone)]
@@ -36,6 +42,18 @@ pub(super) struct Guest {
     pub(super) client_id: String,
     pub(super) filters: Vec<String>,
     pub(super) qos: QoS,
+    pub(super) session: Session,
+}
+
+/// Which session a guest wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Session {
+    /// A new one that ends with the connection.
+    Clean,
+    /// A new one that lasts.
+    Lasting,
+    /// One that has to be there.
+    Resumed,
 }
 
 /// A connection that is ready for load.
@@ -61,6 +79,9 @@ pub enum HandshakeError {
     /// CONNACK said no.
     #[error("the broker refused the connection: {0}")]
     Refused(ReasonCode),
+    /// CONNACK knew no session where there should be one.
+    #[error("the broker has forgotten the session of {0}")]
+    NoSession(String),
     /// SUBACK said no.
     #[error("the broker refused the subscription: {0}")]
     SubscriptionRefused(ReasonCode),
@@ -78,6 +99,16 @@ pub(super) fn enter_all(
     guests: &[Guest],
     stop: &AtomicBool,
 ) -> Result<Vec<Entered>, HandshakeError> {
+    all(guests, stop, |guest| enter(door, guest))
+}
+
+/// Does something for everybody, some at once; returns the results in the guests' order, or the
+/// first failure, which ends it.
+pub(super) fn all<T: Send>(
+    guests: &[Guest],
+    stop: &AtomicBool,
+    welcome: impl Fn(&Guest) -> Result<T, HandshakeError> + Sync,
+) -> Result<Vec<T>, HandshakeError> {
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let work = || {
@@ -89,7 +120,7 @@ pub(super) fn enter_all(
             let outcome = if stop.load(Ordering::Relaxed) {
                 Err(HandshakeError::Interrupted)
             } else {
-                enter(door, guest)
+                welcome(guest)
             };
             match outcome {
                 Ok(one) => done.push((at, one)),
@@ -115,15 +146,26 @@ pub(super) fn enter_all(
 
 /// Connects and subscribes.
 pub(super) fn enter(door: &Door, guest: &Guest) -> Result<Entered, HandshakeError> {
+    // Before 5.0 a session that lasts cannot be had without what is left of an old one.
+    if guest.session == Session::Lasting && !door.version.is_v5() {
+        forget(door, guest)?;
+    }
     let socket = TcpStream::connect_timeout(&door.address, STEP)?;
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(STEP))?;
     socket.set_write_timeout(Some(STEP))?;
-    let mut talk = Talk { socket, version: door.version, bytes: Vec::new(), used: 0 };
+    // What a session has queued comes right behind CONNACK and belongs to those who measure it.
+    let chunk = if guest.session == Session::Resumed { 1 } else { MAX_CHUNK };
+    let mut talk = Talk { socket, version: door.version, bytes: Vec::new(), used: 0, chunk };
     talk.send(&Packet::Connect(Box::new(connect(door, guest))))?;
+    // In 3.1 CONNACK does not say whether there was a session.
+    let must_be_there = guest.session == Session::Resumed && door.version != Version::V31;
     let receive_maximum = talk.receive(|packet| match packet {
         Packet::ConnAck(answer) if answer.reason.is_error() => {
             Err(HandshakeError::Refused(answer.reason))
+        }
+        Packet::ConnAck(answer) if must_be_there && !answer.session_present => {
+            Err(HandshakeError::NoSession(guest.client_id.clone()))
         }
         Packet::ConnAck(answer) => Ok(answer.properties.receive_maximum.unwrap_or(u16::MAX)),
         other => Err(HandshakeError::Unexpected(format!("{other:?} to CONNECT"))),
@@ -135,15 +177,38 @@ pub(super) fn enter(door: &Door, guest: &Guest) -> Result<Entered, HandshakeErro
     Ok(Entered { socket: talk.socket, behind, receive_maximum })
 }
 
+/// Takes leave, and returns when the broker knows it.
+pub(super) fn leave(entered: Entered) -> Result<(), HandshakeError> {
+    let mut socket = entered.socket;
+    socket.write_all(&[0xE0, 0])?;
+    // The broker closes; until then messages may still come.
+    let mut rest = [0; 4096];
+    while !matches!(socket.read(&mut rest), Ok(0) | Err(_)) {}
+    Ok(())
+}
+
+/// Removes a guest's session from the broker.
+pub(super) fn forget(door: &Door, guest: &Guest) -> Result<(), HandshakeError> {
+    let guest = Guest { filters: Vec::new(), session: Session::Clean, ..guest.clone() };
+    leave(enter(door, &guest)?)
+}
+
 fn connect<'a>(door: &'a Door, guest: &'a Guest) -> Connect<'a> {
     let mut properties = Properties::default();
     if door.version.is_v5() {
-        properties.make_mut().receive_maximum = Some(door.receive_maximum);
+        let properties = properties.make_mut();
+        properties.receive_maximum = Some(door.receive_maximum);
+        properties.session_expiry_secs = (guest.session != Session::Clean).then_some(LASTING);
     }
     Connect {
         version: door.version,
         bridge: false,
-        clean_start: true,
+        clean_start: match guest.session {
+            Session::Clean => true,
+            // What clean start means before 5.0 is what no expiry means since.
+            Session::Lasting => door.version.is_v5(),
+            Session::Resumed => false,
+        },
         keep_alive_secs: 0,
         client_id: &guest.client_id,
         will: None,
@@ -160,6 +225,8 @@ struct Talk {
     bytes: Vec<u8>,
     /// How many of the bytes were packets that are dealt with.
     used: usize,
+    /// How many bytes to read at once at most.
+    chunk: usize,
 }
 
 impl Talk {
@@ -183,8 +250,8 @@ impl Talk {
                 self.used += frame.len;
                 return look(&frame.decode(self.version, Role::Server).map_err(unexpected)?);
             }
-            let mut chunk = [0; 4096];
-            match self.socket.read(&mut chunk)? {
+            let mut chunk = [0; MAX_CHUNK];
+            match self.socket.read(&mut chunk[..self.chunk])? {
                 0 => return Err(HandshakeError::Closed),
                 count => self.bytes.extend_from_slice(&chunk[..count]),
             }

@@ -54,6 +54,9 @@ pub(super) struct Layout {
     pub(super) publishers: Vec<Publisher>,
     pub(super) subscribers: Vec<Subscriber>,
     pub(super) clients: Vec<Client>,
+    /// Subscribers that are away: not among the clients, and nothing is owed to them until they
+    /// come back.
+    pub(super) offline: Vec<Subscriber>,
     /// How many subscribers each topic has.
     receivers: Vec<u64>,
 }
@@ -64,13 +67,19 @@ impl Layout {
         let tag = noise.next() as u16;
         let topics = topic_names(plan, tag);
         let publishers = publishers(plan, topics.len(), &mut noise);
-        let subscribers = subscribers(plan, tag, &topics);
+        let online = match plan.shape {
+            _ if plan.offline_only => 0,
+            Shape::FanIn => 1,
+            Shape::Pair | Shape::FanOut | Shape::Mesh => plan.clients,
+        };
+        let subscribers = subscribers(plan, online, tag, &topics);
+        let offline = self::subscribers(plan, plan.offline, tag, &topics);
         let mut receivers = vec![0; topics.len()];
         for topic in subscribers.iter().flat_map(|subscriber| &subscriber.topics) {
             receivers[*topic as usize] += 1;
         }
         let clients = clients(plan.shape, publishers.len(), subscribers.len(), plan.seed);
-        Self { tag, topics, publishers, subscribers, clients, receivers }
+        Self { tag, topics, publishers, subscribers, clients, offline, receivers }
     }
 
     /// How many deliveries are owed when publisher number `at` has sent `sent[at]` messages.
@@ -87,10 +96,10 @@ impl Layout {
     /// Every stream that a subscriber receives, with how many messages were sent on it.
     pub(super) fn owed_to<'a>(
         &'a self,
-        subscriber: usize,
+        subscriber: &'a Subscriber,
         sent: &'a [u64],
     ) -> impl Iterator<Item = (u32, u64)> + 'a {
-        let topics = &self.subscribers[subscriber].topics;
+        let topics = &subscriber.topics;
         self.publishers.iter().zip(sent).flat_map(move |(publisher, sent)| {
             publisher.topics.iter().enumerate().filter_map(move |(at, topic)| {
                 topics.binary_search(topic).ok()?;
@@ -126,11 +135,8 @@ fn publishers(plan: &Plan, topics: usize, noise: &mut Noise) -> Vec<Publisher> {
         .collect()
 }
 
-fn subscribers(plan: &Plan, tag: u16, names: &[String]) -> Vec<Subscriber> {
-    let count = match plan.shape {
-        Shape::FanIn => 1,
-        Shape::Pair | Shape::FanOut | Shape::Mesh => plan.clients as usize,
-    };
+fn subscribers(plan: &Plan, count: u32, tag: u16, names: &[String]) -> Vec<Subscriber> {
+    let count = count as usize;
     let mut filters = Filters { tag, wildcards: plan.wildcards, made: 0, wild: 0 };
     (0..count)
         .map(|at| {
@@ -188,7 +194,7 @@ fn clients(shape: Shape, publishers: usize, subscribers: usize, seed: u64) -> Ve
             .map(|at| Client {
                 id: format!("bench-{seed:08x}-{at}"),
                 publisher: Some(at),
-                subscriber: Some(at),
+                subscriber: (at < subscribers as u32).then_some(at),
             })
             .collect();
     }
@@ -225,6 +231,7 @@ pub(super) mod tests {
             publish_qos: QoS::AtMostOnce,
             subscribe_qos: QoS::AtMostOnce,
             inflight: 100,
+            receive_maximum: 100,
             topics,
             wildcards: 0.0,
             version: Version::V311,
@@ -235,6 +242,11 @@ pub(super) mod tests {
             churn: 0,
             idle: 0,
             stalled: 0,
+            persistent: false,
+            offline: 0,
+            offline_only: false,
+            resume: false,
+            keep_sessions: false,
             log_interval: None,
         }
     }
@@ -279,9 +291,33 @@ pub(super) mod tests {
                 let owed = layout.owed(&sent);
                 assert_eq!(owed, owed_by_matching(&layout, &sent), "{plan:?}");
                 assert!(owed > 0);
-                let each = |at| layout.owed_to(at, &sent).map(|(_, sent)| sent).sum::<u64>();
-                assert_eq!(owed, (0..layout.subscribers.len()).map(each).sum::<u64>());
+                let each = |one| layout.owed_to(one, &sent).map(|(_, sent)| sent).sum::<u64>();
+                assert_eq!(owed, layout.subscribers.iter().map(each).sum::<u64>());
             }
+        }
+    }
+
+    #[test]
+    fn those_who_are_away_have_the_topics_of_those_who_are_there() {
+        for (shape, each) in [(Shape::FanIn, 6), (Shape::Mesh, 6), (Shape::FanOut, 2)] {
+            let plan = Plan { offline: 3, ..plan(shape, 3, Some(6)) };
+            let layout = Layout::new(&plan);
+            assert_eq!(layout.offline.len(), 3, "{shape}");
+            let sent = vec![12; layout.publishers.len()];
+            for away in &layout.offline {
+                assert_eq!(away.filters.len(), each, "{shape}");
+                assert_eq!(away.topics.len(), each, "{shape}");
+                let owed = layout.owed_to(away, &sent).map(|(_, sent)| sent).sum::<u64>();
+                assert_eq!(owed, 12 * sent.len() as u64 * each as u64 / 6, "{shape}");
+            }
+            // They change nothing for the others.
+            let without = Layout::new(&Plan { offline: 0, ..plan.clone() });
+            assert_eq!(layout.subscribers, without.subscribers);
+            assert_eq!(layout.owed(&sent), without.owed(&sent));
+            let alone = Layout::new(&Plan { offline_only: true, ..plan });
+            assert_eq!(alone.offline, layout.offline);
+            assert_eq!((alone.owed(&sent), alone.subscribers.len()), (0, 0));
+            assert!(alone.clients.iter().all(|client| client.subscriber.is_none()));
         }
     }
 

@@ -11,8 +11,10 @@
 //!
 //! Not here: flags, terminals, colours, progress bars. An [`Observer`] is told how it goes.
 
+mod away;
 mod clock;
 mod connection;
+pub mod crash;
 mod figures;
 mod frames;
 mod handshake;
@@ -21,8 +23,10 @@ mod layout;
 mod meter;
 mod plan;
 mod process;
+pub mod raw_commit;
 pub mod relay;
 mod report;
+mod resume;
 mod round;
 mod scan;
 mod schedule;
@@ -43,7 +47,7 @@ pub use interval_log::IntervalLog;
 pub use plan::{Length, Plan, PlanError, Shape};
 pub use report::{
     BrokerCost, Bucket, GeneratorCost, IdleReport, LatencyReport, Percentiles, PlanReport, Report,
-    Round, ShapeReport,
+    ResumeReport, Round, ShapeReport,
 };
 pub use target::{BrokerUrl, Target, TargetError, UrlError};
 pub use warning::Warning;
@@ -141,7 +145,10 @@ pub fn run<W: Write>(
             observer.on(&Progress::Round { shape: plan.shape, number, of: plan.rounds });
             let tag = format!("{}.{number}", plan.shape);
             let log = log.as_mut().map(|log| &mut **log as &mut dyn interval_log::WriteIntervals);
-            match round::run(plan, target, &tag, stop, observer, log) {
+            // Topics and clients of its own for each round: whatever one round leaves in the broker
+            // is not found by the next.
+            let plan = Plan { seed: plan.seed.wrapping_add(u64::from(number - 1)), ..plan.clone() };
+            match round::run(&plan, target, &tag, stop, observer, log) {
                 Ok(outcome) => {
                     rounds.push(outcome.figures);
                     first_broken = first_broken.or(outcome.first_broken);

@@ -81,9 +81,10 @@ pub struct Plan {
     pub publish_qos: QoS,
     /// Quality of service that the subscribers ask for.
     pub subscribe_qos: QoS,
-    /// How many QoS 1 and 2 messages a publisher has unacknowledged at most; in 5.0 also the
-    /// receive maximum that the subscribers announce.
+    /// How many QoS 1 and 2 messages a publisher has unacknowledged at most.
     pub inflight: u16,
+    /// What the subscribers announce in 5.0: how many they take unacknowledged.
+    pub receive_maximum: u16,
     /// Number of topics; `None`: one, or one for each pair.
     pub topics: Option<u32>,
     /// Share of the subscriptions, 0 to 1, that use a wildcard.
@@ -105,6 +106,17 @@ pub struct Plan {
     pub idle: u32,
     /// Further subscribers of the same topics that never read.
     pub stalled: u32,
+    /// The subscribers' sessions outlive their connections.
+    pub persistent: bool,
+    /// Further subscribers of the same topics, in the same manner, whose sessions last while they
+    /// are away: made before the load, for the broker to queue for.
+    pub offline: u32,
+    /// There are only those: the shape's own subscribers are left out.
+    pub offline_only: bool,
+    /// After the load the offline sessions are resumed and must get all that was queued.
+    pub resume: bool,
+    /// Sessions that last are left to the broker at the end, not removed.
+    pub keep_sessions: bool,
     /// Keep a histogram for each interval of this length, for the HdrHistogram log.
     pub log_interval: Option<Duration>,
 }
@@ -127,6 +139,12 @@ pub enum PlanError {
     /// A share is 0 to 1.
     #[error("the share of wildcards is 0 to 1")]
     Share,
+    /// Nothing is queued for a session whose client is away at QoS 0.
+    #[error("offline sessions need QoS 1 or 2, of publishers and of subscribers")]
+    OfflineQos,
+    /// Nobody is there to be resumed.
+    #[error("there is no offline session to resume")]
+    NobodyToResume,
     /// A rate is positive.
     #[error("the rate must be a positive number")]
     Rate,
@@ -146,6 +164,7 @@ impl Plan {
             ("the number of threads", self.threads as u64),
             ("the number of rounds", u64::from(self.rounds)),
             ("the in-flight window", u64::from(self.inflight)),
+            ("the receive maximum", u64::from(self.receive_maximum)),
             ("the number of topics", u64::from(self.topics.unwrap_or(1))),
             (
                 "the number of messages",
@@ -168,6 +187,12 @@ impl Plan {
         }
         if self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)) {
             return Err(PlanError::Rate);
+        }
+        if self.offline > 0 && self.delivery_qos() == QoS::AtMostOnce {
+            return Err(PlanError::OfflineQos);
+        }
+        if self.resume && self.offline == 0 {
+            return Err(PlanError::NobodyToResume);
         }
         if self.payload > Self::MAX_PAYLOAD {
             return Err(PlanError::Payload(Self::MAX_PAYLOAD));
@@ -209,5 +234,25 @@ impl Noise {
         for at in (1..items.len()).rev() {
             items.swap(at, (self.next() % (at as u64 + 1)) as usize);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::tests::plan;
+    use super::*;
+
+    #[test]
+    fn offline_sessions_need_something_to_be_queued() {
+        let base = Plan { offline: 1, ..plan(Shape::FanIn, 2, None) };
+        assert_eq!(base.check(), Err(PlanError::OfflineQos));
+        let half = Plan { publish_qos: QoS::ExactlyOnce, ..base };
+        assert_eq!(half.check(), Err(PlanError::OfflineQos));
+        let both = Plan { subscribe_qos: QoS::AtLeastOnce, resume: true, ..half };
+        assert_eq!(both.check(), Ok(()));
+        let nobody = Plan { offline: 0, ..both };
+        assert_eq!(nobody.check(), Err(PlanError::NobodyToResume));
+        let nothing_taken = Plan { resume: false, receive_maximum: 0, ..nobody };
+        assert_eq!(nothing_taken.check(), Err(PlanError::Zero("the receive maximum")));
     }
 }

@@ -55,6 +55,8 @@ pub struct PlanReport {
     pub subscribe_qos: u8,
     /// Window of QoS 1 and 2.
     pub inflight: u16,
+    /// What subscribers announce in 5.0.
+    pub receive_maximum: u16,
     /// MQTT version.
     pub protocol: String,
     /// Messages per second asked for; `null`: unthrottled.
@@ -75,6 +77,12 @@ pub struct PlanReport {
     pub idle: u32,
     /// Subscribers that do not read.
     pub stalled: u32,
+    /// Whether the subscribers' sessions last.
+    pub persistent: bool,
+    /// Sessions that last while their clients are away.
+    pub offline: u32,
+    /// Whether there are no other subscribers.
+    pub offline_only: bool,
 }
 
 impl PlanReport {
@@ -92,6 +100,7 @@ impl PlanReport {
             publish_qos: plan.publish_qos.into(),
             subscribe_qos: plan.subscribe_qos.into(),
             inflight: plan.inflight,
+            receive_maximum: plan.receive_maximum,
             protocol: plan.version.to_string(),
             rate: plan.rate,
             duration_s,
@@ -102,6 +111,9 @@ impl PlanReport {
             churn: plan.churn,
             idle: plan.idle,
             stalled: plan.stalled,
+            persistent: plan.persistent,
+            offline: plan.offline,
+            offline_only: plan.offline_only,
         }
     }
 }
@@ -147,6 +159,8 @@ pub struct Round {
     pub idle: Option<IdleReport>,
     /// Subscriptions made and unmade beside the load, per second; `null` without any.
     pub churn_per_s: Option<f64>,
+    /// What the offline sessions got when they came back; `null` when they did not.
+    pub resume: Option<ResumeReport>,
 }
 
 /// Latencies by role.
@@ -234,6 +248,35 @@ pub struct IdleReport {
     pub connections: u32,
     /// Growth of the broker's resident memory by each; `null` when its process is not known.
     pub bytes_per_connection: Option<f64>,
+}
+
+/// Offline sessions that came back after the load.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ResumeReport {
+    /// How many.
+    pub sessions: u32,
+    /// Deliveries owed to them.
+    pub expected: u64,
+    /// Deliveries that came.
+    pub delivered: u64,
+    /// Of those owed, what never came.
+    pub lost: u64,
+    /// What came more than once.
+    pub duplicates: u64,
+    /// What came after a message that was sent later.
+    pub out_of_order: u64,
+    /// From the first CONNECT to the last delivery.
+    pub seconds: f64,
+    /// Deliveries per second in that time.
+    pub delivered_per_s: f64,
+    /// Processor time of the broker per delivery; `null` when its process is not known.
+    pub cpu_us_per_delivery: Option<f64>,
+    /// Resident memory of the broker before; `null` when its process is not known.
+    pub rss_before_bytes: Option<u64>,
+    /// The most that was seen meanwhile.
+    pub rss_peak_bytes: Option<u64>,
+    /// What stayed after.
+    pub rss_after_bytes: Option<u64>,
 }
 
 impl Percentiles {
@@ -347,7 +390,34 @@ impl Round {
                 ),
             }),
             churn_per_s: median_of_some(rounds.iter().map(|round| round.churn_per_s)),
+            resume: ResumeReport::summary(rounds.iter().filter_map(|round| round.resume.as_ref())),
         }
+    }
+}
+
+impl ResumeReport {
+    fn summary<'a>(rounds: impl Iterator<Item = &'a Self>) -> Option<Self> {
+        let rounds: Vec<&Self> = rounds.collect();
+        let of = |value: fn(&Self) -> f64| median(rounds.iter().map(|one| value(one)));
+        let some = |value: fn(&Self) -> Option<u64>| {
+            median_of_some(rounds.iter().map(|one| value(one).map(|bytes| bytes as f64)))
+                .map(|bytes| bytes as u64)
+        };
+        let sum = |value: fn(&Self) -> u64| rounds.iter().map(|one| value(one)).sum();
+        Some(Self {
+            sessions: rounds.first()?.sessions,
+            expected: sum(|one| one.expected),
+            delivered: of(|one| one.delivered as f64) as u64,
+            lost: sum(|one| one.lost),
+            duplicates: sum(|one| one.duplicates),
+            out_of_order: sum(|one| one.out_of_order),
+            seconds: of(|one| one.seconds),
+            delivered_per_s: of(|one| one.delivered_per_s),
+            cpu_us_per_delivery: median_of_some(rounds.iter().map(|one| one.cpu_us_per_delivery)),
+            rss_before_bytes: some(|one| one.rss_before_bytes),
+            rss_peak_bytes: rounds.iter().filter_map(|one| one.rss_peak_bytes).max(),
+            rss_after_bytes: some(|one| one.rss_after_bytes),
+        })
     }
 }
 

@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use crate::mqtt::QoS;
 
+use super::away::{self, Removal};
 use super::clock;
 use super::connection::{Connection, Publishing, Receiving, Shared, window};
 use super::figures::{Played, Sample, figures, quota};
 use super::frames::Frames;
-use super::handshake::{Door, Entered, Guest, HandshakeError, enter, enter_all};
+use super::handshake::{Door, Entered, Guest, HandshakeError, Session, enter, enter_all};
 use super::interval_log::WriteIntervals;
 use super::layout::{Client, Layout};
 use super::meter::{IntervalPart, Intervals, Meter, Timeline};
 use super::plan::{Length, Plan, Shape};
 use super::process::{CpuTime, Memory, ThreadTime};
 use super::report::{IdleReport, Round};
+use super::resume::Resumption;
 use super::schedule::Schedule;
 use super::side::{self, Idle};
 use super::stamp::Detail;
@@ -63,7 +65,7 @@ pub(super) fn run(
         username: broker.username.clone(),
         password: broker.password.clone(),
         version: plan.version,
-        receive_maximum: plan.inflight,
+        receive_maximum: plan.receive_maximum,
     };
     let idle = if plan.idle > 0 {
         observer.on(&Progress::Connecting { clients: plan.idle as usize });
@@ -71,10 +73,18 @@ pub(super) fn run(
     } else {
         None
     };
+    let guests = guests(plan, &layout);
+    let offline = away::guests(plan, &layout, Session::Lasting);
+    let lasting = guests.iter().chain(&offline).cloned();
+    let _removal = (!broker.is_child() && !plan.keep_sessions).then(|| Removal::of(&door, lasting));
+    if !offline.is_empty() {
+        observer.on(&Progress::Connecting { clients: offline.len() });
+        away::leave_behind(&door, &offline, stop)?;
+    }
     let before = broker.pid.and_then(|pid| Memory::of(pid).ok()).unwrap_or_default();
     observer.on(&Progress::Connecting { clients: layout.clients.len() });
     let stalled = side::stalled(plan, &layout, &door)?;
-    let entered = enter_all(&door, &guests(plan, &layout), stop)?;
+    let entered = enter_all(&door, &guests, stop)?;
     let churner = (plan.churn > 0).then(|| enter(&door, &churn_guest(plan))).transpose()?;
 
     let threads = plan.threads.min(layout.clients.len());
@@ -96,6 +106,12 @@ pub(super) fn run(
         connections: idle.connections,
         bytes_per_connection: idle.bytes.map(|bytes| bytes as f64 / f64::from(idle.connections)),
     });
+    if plan.resume && !stop.load(Ordering::Relaxed) {
+        let sent = &played.sent_by_publisher;
+        let (layout, broker, door) = (&layout, &broker, &door);
+        let resumption = Resumption { plan, layout, broker, door, sent, stop };
+        figures.resume = Some(resumption.run(observer)?);
+    }
     Ok(Outcome { figures, first_broken })
 }
 
@@ -108,13 +124,17 @@ fn guests(plan: &Plan, layout: &Layout) -> Vec<Guest> {
         client_id: client.id.clone(),
         filters: filters(client),
         qos: plan.subscribe_qos,
+        session: match client.subscriber {
+            Some(_) if plan.persistent => Session::Lasting,
+            _ => Session::Clean,
+        },
     };
     layout.clients.iter().map(guest).collect()
 }
 
 fn churn_guest(plan: &Plan) -> Guest {
     let client_id = format!("bench-{:08x}-c", plan.seed as u32);
-    Guest { client_id, filters: Vec::new(), qos: plan.subscribe_qos }
+    Guest { client_id, filters: Vec::new(), qos: plan.subscribe_qos, session: Session::Clean }
 }
 
 fn timeline(plan: &Plan) -> Timeline {

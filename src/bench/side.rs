@@ -11,7 +11,7 @@ use crate::mqtt::{
     Version,
 };
 
-use super::handshake::{Door, Entered, Guest, HandshakeError, enter, enter_all};
+use super::handshake::{Door, Entered, Guest, HandshakeError, Session, enter, enter_all};
 use super::layout::Layout;
 use super::plan::Plan;
 use super::process::Memory;
@@ -41,6 +41,7 @@ impl Idle {
             client_id: format!("bench-{:08x}-i{at}", plan.seed as u32),
             filters: vec![format!("bench-idle/{at}/x")],
             qos: QoS::AtMostOnce,
+            session: Session::Clean,
         };
         let guests: Vec<Guest> = (0..plan.idle).map(guest).collect();
         let before = pid.map(settled_memory);
@@ -52,7 +53,7 @@ impl Idle {
 }
 
 /// Resident memory, once it has stood still for a moment (or after three seconds anyway).
-fn settled_memory(pid: u32) -> u64 {
+pub(super) fn settled_memory(pid: u32) -> u64 {
     let resident = || Memory::of(pid).map_or(0, |memory| memory.resident);
     let deadline = Instant::now() + 10 * SETTLED;
     let mut seen = resident();
@@ -74,7 +75,12 @@ pub(super) fn stalled(
 ) -> Result<Vec<Entered>, HandshakeError> {
     let enter_one = |at| {
         let client_id = format!("bench-{:08x}-z{at}", plan.seed as u32);
-        let guest = Guest { client_id, filters: layout.topics.clone(), qos: plan.subscribe_qos };
+        let guest = Guest {
+            client_id,
+            filters: layout.topics.clone(),
+            qos: plan.subscribe_qos,
+            session: Session::Clean,
+        };
         let entered = enter(door, &guest)?;
         socket2::SockRef::from(&entered.socket).set_recv_buffer_size(STALLED_BUFFER)?;
         Ok(entered)

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::clock;
 use super::process::CpuTime;
 
 /// How long a child may take until it accepts connections.
@@ -16,6 +17,8 @@ const START: Duration = Duration::from_secs(10);
 const STOP: Duration = Duration::from_secs(5);
 /// Where MQTT lives when a URL names no port.
 const DEFAULT_PORT: u16 = 1883;
+/// Stands for a folder of its own among a child's arguments.
+const DIR: &str = "{dir}";
 /// How much of a failed child's last words is kept.
 const LAST_WORDS: usize = 4096;
 
@@ -33,7 +36,8 @@ pub enum Target {
     Child {
         /// The program.
         program: PathBuf,
-        /// Its arguments; `{address}` becomes the address on which to listen.
+        /// Its arguments; `{address}` becomes the address on which to listen, `{dir}` a new
+        /// folder among the system's temporary ones, removed when the broker has stopped.
         args: Vec<String>,
     },
 }
@@ -195,6 +199,8 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr, TargetError> {
 #[derive(Debug)]
 struct OwnChild {
     child: Child,
+    /// Removed behind it.
+    _scratch: Option<Scratch>,
     /// Reads what it writes to its standard error, so that it never blocks on that.
     listener: Option<JoinHandle<String>>,
 }
@@ -204,7 +210,11 @@ impl OwnChild {
         let name = || program.display().to_string();
         let failed = |error| TargetError::Start { program: name(), error };
         let address = free_address().map_err(failed)?;
-        let args = args.iter().map(|arg| arg.replace("{address}", &address.to_string()));
+        let scratch = args.iter().any(|arg| arg.contains(DIR)).then(Scratch::new).transpose();
+        let scratch = scratch.map_err(failed)?;
+        let dir = scratch.as_ref().map_or("", |scratch| &scratch.path);
+        let fill = |arg: &String| arg.replace("{address}", &address.to_string()).replace(DIR, dir);
+        let args = args.iter().map(fill);
         let mut child = Command::new(program)
             .args(args)
             .stdin(Stdio::null())
@@ -218,7 +228,7 @@ impl OwnChild {
             .stderr
             .take()
             .map(|mut stderr| std::thread::spawn(move || last_words(&mut stderr)));
-        let mut own = Self { child, listener };
+        let mut own = Self { child, _scratch: scratch, listener };
         if own.comes_up(address) {
             return Ok((own, address));
         }
@@ -262,6 +272,29 @@ impl OwnChild {
 impl Drop for OwnChild {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// A folder of our own.
+#[derive(Debug)]
+struct Scratch {
+    path: String,
+}
+
+impl Scratch {
+    fn new() -> io::Result<Self> {
+        let name = format!("surgemq-bench-{}-{:x}", std::process::id(), clock::now());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path)?;
+        let path = path.into_os_string().into_string();
+        Ok(Self { path: path.map_err(|_| io::ErrorKind::InvalidFilename)? })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // It is in the temporary folder: what cannot be removed now is removed with that.
+        let _ = std::fs::remove_dir_all(&self.path);
     }
 }
 

@@ -5,8 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 
 use super::link::{Cause, Link, Open};
+use super::mailbox::Attachment;
 use super::providers::{Answer, Credentials};
-use super::session::Attachment;
 use super::turn::Turn;
 use super::will::Will;
 use crate::mqtt::{

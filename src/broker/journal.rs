@@ -117,6 +117,9 @@ impl Batch {
         if self.bodies.capacity() > 1024 * 1024 {
             self.bodies = Vec::new(); // one large message must not cost memory for ever
         }
+        if self.operations.capacity() > 16 * 1024 {
+            self.operations = Vec::new();
+        }
     }
 }
 
@@ -169,8 +172,18 @@ pub trait Journal: Send + Sync {
     /// written is simply never safe.
     fn append(&self, batch: &Batch, haste: Haste) -> Position;
 
+    /// Takes a record out that nobody will look for after a restart; see [`Operation::Forget`].
+    fn forget(&self, id: RecordId) {
+        let mut batch = Batch::default();
+        batch.forget(id);
+        self.append(&batch, Haste::Lazy);
+    }
+
     /// Everything up to here survives what the journal was told to survive.
     fn safe(&self) -> Position;
+
+    /// Somebody waits for everything before `position`, also for what was appended lazily.
+    fn hurry(&self, position: Position);
 
     /// Has the outlet woken ([`Outlet::wake`](super::Outlet::wake)) once [`safe`](Self::safe) has
     /// reached `position`; at once if it has already.

@@ -5,9 +5,12 @@ use std::collections::BinaryHeap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::connect::Admission;
+use super::durable::Durable;
+use super::journal::Position;
 use super::link::disconnect_packet;
+use super::mailbox::{Attachment, LinkState};
 use super::outlet::Order;
-use super::session::{Attachment, Flow, Session};
+use super::session::{Flow, Session};
 use super::shared::{give_away, take_orphans};
 use super::subscription::Status;
 use super::turn::Turn;
@@ -74,7 +77,7 @@ struct Displaced {
 
 impl Broker {
     /// Gives the session of an admitted client to its connection. `None`: there are too many
-    /// sessions.
+    /// sessions, or there is no room on disk for one more.
     pub(crate) fn admit(
         &self,
         admission: &Admission,
@@ -82,7 +85,11 @@ impl Broker {
         turn: &mut Turn,
         attachment: impl FnOnce(bool) -> Attachment,
     ) -> Option<(Arc<Session>, u64)> {
+        let mut ended_at = 0;
         loop {
+            if expiry_secs > 0 && !self.has_room_for(&admission.client_id) {
+                return None;
+            }
             let limit = self.config().max_sessions;
             let (session, _) = self.sessions().get_or_create(&admission.client_id, limit)?;
             let mut state = session.lock_between_turns();
@@ -97,16 +104,25 @@ impl Broker {
             if used && !present {
                 // [MQTT-3.1.2-4] (clean start), or the old one ends with its connection.
                 drop(state);
-                self.end_session(&session, None, turn);
+                ended_at = ended_at.max(self.end_session(&session, None, turn).unwrap_or(0));
                 continue;
             }
-            let due = state.will_due.take_if(|at| *at <= turn.now).is_some();
-            let overdue = if due { state.will.take() } else { None };
+            let overdue = state.take_due_will(turn.now);
             let displaced = self.displace(&mut state);
             state.expiry_secs = expiry_secs;
             state.will = admission.will.as_ref().map(|will| will.clone_for(session.number()));
+            if let Some(journal) = self.journal().filter(|_| expiry_secs > 0 && !used) {
+                let record = journal.reserve(1);
+                state.durable = Some(Box::new(Durable::new(record, journal)));
+                session.set_record(record);
+            }
             state.attach(attachment(present), self.config(), turn.now, &mut turn.tally);
             let epoch = state.epoch;
+            let position = state.put(session.client_id()).unwrap_or(0).max(ended_at);
+            if let Some(link) = state.link.as_mut().filter(|_| position > 0) {
+                link.open_at(position);
+                session.await_disk(&mut state, self);
+            }
             session.set_flow(Flow::Open);
             session.update_flow(&mut state, self.config(), &mut turn.woken);
             drop(state);
@@ -125,7 +141,7 @@ impl Broker {
 
     /// Takes the session from the connection that has it, if any: the client connected again
     /// `[MQTT-3.1.4-3]`.
-    fn displace(&self, state: &mut super::session::State) -> Option<Displaced> {
+    fn displace(&self, state: &mut super::state::State) -> Option<Displaced> {
         let link = state.link.take()?;
         let last = taken_over(&link);
         let (outlet, goodbye, waiters) = link.into_goodbye(&last);
@@ -177,32 +193,35 @@ impl Broker {
             return goodbye;
         }
         let now = turn.now;
-        state.ends_at =
-            (state.expiry_secs != u32::MAX).then(|| now + u64::from(state.expiry_secs) * 1000);
-        let mut due = None;
+        state.ends_at = ends_at(state.expiry_secs, now);
         if let Some(will) = &state.will {
-            if will.delay_secs == 0 {
-                due = state.will.take();
-            } else {
-                let at = now + u64::from(will.delay_secs) * 1000;
-                state.will_due = Some(at.min(state.ends_at.unwrap_or(at)));
-            }
+            let at = now + u64::from(will.delay_secs) * 1000;
+            state.will_due = Some(at.min(state.ends_at.unwrap_or(at)));
         }
+        state.put(session.client_id());
+        let due = state.take_due_will(now);
         self.arm(session, &mut state);
+        state.spill();
         let mut woken = Vec::new();
         session.update_flow(&mut state, self.config(), &mut woken);
         let orphans = take_orphans(session, &mut state);
         drop(state);
-        give_away(session, orphans, self.config(), turn);
+        give_away(session, orphans, self, turn);
         if let Some(will) = due {
-            self.publish_will(&will, turn);
+            self.publish_due_will(session, &will, turn);
         }
         goodbye
     }
 
+    /// Publishes a will, and only then has the disk forget it: better twice than never.
+    fn publish_due_will(&self, session: &Arc<Session>, will: &Will, turn: &mut Turn) {
+        self.publish_will(will, turn);
+        session.lock().put(session.client_id());
+    }
+
     /// Has the session looked at when it next has something to do. One entry that comes early
     /// enough serves, so a client that comes and goes leaves no trail of them.
-    fn arm(&self, session: &Arc<Session>, state: &mut super::session::State) {
+    pub(crate) fn arm(&self, session: &Arc<Session>, state: &mut super::state::State) {
         let Some(at) = state.will_due.into_iter().chain(state.ends_at).min() else { return };
         if state.armed_for.is_none_or(|armed| armed > at) {
             state.armed_for = Some(at);
@@ -210,10 +229,24 @@ impl Broker {
         }
     }
 
-    /// Forgets timers and share groups that nobody needs any more.
-    pub(crate) fn purge(&self) {
+    /// Forgets timers and share groups that nobody needs any more, and messages for sessions that
+    /// nobody fetches, when their lifetime is over.
+    pub(crate) fn purge(&self, turn: &mut Turn) {
         self.timers.purge();
         self.forget_empty_groups();
+        for session in self.sessions().all() {
+            let mut state = session.lock();
+            if state.link.is_none() && !state.queue.is_empty() {
+                state.drop_expired(turn.now, &mut turn.tally);
+            }
+        }
+    }
+
+    /// Whether the disk has room for the session of this client: there is one already, or there is
+    /// room for another.
+    fn has_room_for(&self, client_id: &str) -> bool {
+        self.journal().is_none_or(|journal| journal.has_room())
+            || self.sessions().get(client_id).is_some_and(|session| session.record().is_some())
     }
 
     /// Does what is due for sessions without a connection.
@@ -225,20 +258,16 @@ impl Broker {
             if state.link.is_some() || state.ended {
                 continue;
             }
-            let mut due = None;
-            if state.will_due.is_some_and(|at| at <= turn.now) {
-                state.will_due = None;
-                due = state.will.take();
-            }
+            let due = state.take_due_will(turn.now);
             let over = state.ends_at.is_some_and(|at| at <= turn.now).then_some(state.epoch);
             if over.is_none() {
                 self.arm(&session, &mut state);
             }
             drop(state);
             if let Some(will) = due {
-                self.publish_will(&will, turn);
+                self.publish_due_will(&session, &will, turn);
             }
-            if over.is_some() && self.end_session(&session, over, turn) {
+            if over.is_some() && self.end_session(&session, over, turn).is_some() {
                 self.stats().client_expired();
             }
         }
@@ -246,18 +275,19 @@ impl Broker {
 
     /// Ends a session for good: its subscriptions, its messages and its will, which is published
     /// now `[MQTT-3.1.3.2-2]`. With an `epoch` only if no connection has come since that one.
-    /// False when there was nothing to end.
+    /// `None` when there was nothing to end; otherwise what has to be safe before anybody may rely
+    /// on it.
     pub(crate) fn end_session(
         &self,
         session: &Arc<Session>,
         epoch: Option<u64>,
         turn: &mut Turn,
-    ) -> bool {
-        let (displaced, will, subscriptions, orphans) = {
-            let mut state = session.lock_between_writes();
+    ) -> Option<Position> {
+        let (displaced, will, subscriptions, orphans, records) = {
+            let mut state = session.lock_between_turns();
             let came_back = epoch.is_some_and(|epoch| state.epoch != epoch || state.link.is_some());
             if state.ended || came_back {
-                return false;
+                return None;
             }
             // The session ends too, so a delay does not hold the will back.
             let will = state.will.take();
@@ -274,38 +304,58 @@ impl Broker {
                 subscription.set_status(Status::Removed);
             }
             let orphans = take_orphans(session, &mut state);
-            state.take_queue();
-            state.outbound = Outbound::new(0);
-            (displaced, will, subscriptions, orphans)
+            let queue = state.take_queue();
+            let outbound = std::mem::replace(&mut state.outbound, Outbound::new(0));
+            (displaced, will, subscriptions, orphans, (state.durable.take(), queue, outbound))
         };
         self.sessions().remove(session);
         for subscription in &subscriptions {
             self.forget(subscription);
         }
-        give_away(session, orphans, self.config(), turn);
-        if let Some(displaced) = displaced {
-            self.settle(displaced, turn);
-        }
+        give_away(session, orphans, self, turn);
         if let Some(will) = will {
             self.publish_will(&will, turn);
         }
-        true
+        // Only now: what went to others must be on disk as theirs before it is void here.
+        let (durable, queue, outbound) = records;
+        let position = durable.map_or(0, |durable| {
+            let in_flight = outbound.messages().flatten().filter_map(|kept| kept.record);
+            let queued = queue.iter().filter_map(|kept| kept.record);
+            let subscribed = subscriptions.iter().filter_map(|subscription| subscription.record());
+            durable.end(in_flight.chain(queued).chain(subscribed))
+        });
+        if let Some(displaced) = displaced {
+            self.settle(displaced, turn);
+        }
+        Some(position)
     }
 
     /// Publishes the wills of all connected clients, because their connections are about to be
     /// closed by us.
     pub(crate) fn publish_all_wills(&self, turn: &mut Turn) {
         for session in self.sessions().all() {
-            let will = session.lock().will.take();
-            if let Some(will) = will {
+            let mut state = session.lock();
+            if state.link.is_none() {
+                continue; // its will is due later, here or after a restart
+            }
+            // One with a delay can still be taken back after a restart.
+            let lasts = state.durable.is_some();
+            let due = state.will.take_if(|will| will.delay_secs == 0 || !lasts);
+            drop(state);
+            if let Some(will) = due {
                 self.publish_will(&will, turn);
             }
         }
     }
 }
 
+/// When a session without a connection ends.
+pub(crate) fn ends_at(expiry_secs: u32, now: Millis) -> Option<Millis> {
+    (expiry_secs != u32::MAX).then(|| now + u64::from(expiry_secs) * 1000)
+}
+
 /// What the connection that loses its session is told.
-fn taken_over(link: &super::session::LinkState) -> Vec<u8> {
+fn taken_over(link: &LinkState) -> Vec<u8> {
     if link.version.is_v5() {
         let what = "another connection took the session over";
         disconnect_packet(ReasonCode::SessionTakenOver, what, link.max_packet_size)

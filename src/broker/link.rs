@@ -16,13 +16,14 @@ use std::task::{Context, Poll};
 use super::connect::Asking;
 use super::outlet::{Order, SharedOutlet};
 use super::publish::{PLAIN_PUBLISH, RouteCache, WORK_PER_TURN};
-use super::session::{Flow, Session, State};
+use super::session::{Flow, Session};
+use super::state::State;
 use super::turn::Turn;
 use super::{Broker, Millis};
 use crate::mqtt::{
     DecodeError, Disconnect, Frame, Packet, PacketType, Properties, ReasonCode, Role, Version,
 };
-use crate::session::{InboundAliases, OutboundError, PubRecOutcome};
+use crate::session::{InboundAliases, OutboundError};
 
 /// A connection.
 pub struct Link {
@@ -38,6 +39,10 @@ pub struct Link {
     phase: Phase,
     /// Sessions that this publisher waits for.
     held_by: Vec<Arc<Session>>,
+    /// What it sent last had to go to disk: when the disk is behind, it pauses.
+    burdens_disk: bool,
+    /// It is not read because too many answers to it wait for the disk.
+    answers_wait: bool,
 }
 
 enum Phase {
@@ -126,6 +131,8 @@ impl Broker {
             trusted: false,
             phase: Phase::Fresh,
             held_by: Vec::new(),
+            burdens_disk: false,
+            answers_wait: false,
         }
     }
 
@@ -151,13 +158,14 @@ impl Link {
     pub fn on_bytes(&mut self, bytes: &[u8], turn: &mut Turn) -> Result<Progress, Goodbye> {
         let mut at = 0;
         let began = match &self.phase {
-            Phase::Open(open) => open.begin_turn(),
+            Phase::Open(open) => open.begin_turn(turn),
             Phase::Fresh | Phase::Asking(_) | Phase::Closed => Ok(()),
         };
         let handled = began.and_then(|()| self.handle(bytes, &mut at, turn));
         if let Phase::Open(open) = &self.phase {
-            open.flush_answers(turn);
-            open.end_turn();
+            self.burdens_disk = turn.burdens_disk;
+            open.flush_answers(&self.broker, turn);
+            open.end_turn(turn);
         }
         for session in turn.take_full() {
             wait_for(&mut self.held_by, &session);
@@ -177,6 +185,9 @@ impl Link {
                     *at += frame.len;
                     turn.tally.packets_received += 1;
                     self.on_connect(&frame, turn)?;
+                    if let Phase::Open(open) = &self.phase {
+                        open.begin_turn(turn)?; // what came behind CONNECT is part of one
+                    }
                 }
                 // The peer may send on before CONNACK; it is read when the answer is there.
                 Phase::Asking(_) | Phase::Closed => return Ok(false),
@@ -245,14 +256,42 @@ impl Link {
         }
         let (outlet, config) = (&self.outlet, self.broker.config());
         self.held_by.retain(|session| session.hold_back(outlet, config));
+        if self.is_held_by_disk() {
+            return true;
+        }
         // A peer that sends and does not read must not make us keep all of its answers.
-        !self.held_by.is_empty()
-            || matches!(&self.phase, Phase::Open(open) if open.session.hold_own(open.epoch, config))
+        let own =
+            matches!(&self.phase, Phase::Open(open) if open.session.hold_own(open.epoch, config));
+        self.answers_wait = own && self.session().is_some_and(|session| session.is_held());
+        own || !self.held_by.is_empty()
     }
 
     /// Whether others are the reason why it is not read: then its silence is not its own.
     pub fn is_held_by_others(&self) -> bool {
-        !self.held_by.is_empty()
+        !self.held_by.is_empty() || self.answers_wait || self.is_behind()
+    }
+
+    fn is_behind(&self) -> bool {
+        self.burdens_disk && self.broker.journal().is_some_and(|journal| journal.is_behind())
+    }
+
+    /// The disk is slower than what the peer sends for it. The outlet is woken when that is over.
+    fn is_held_by_disk(&self) -> bool {
+        let Some(journal) = self.broker.journal().filter(|_| self.is_behind()) else {
+            return false;
+        };
+        journal.wake_when_safe(journal.end(), &self.outlet);
+        true
+    }
+
+    /// What waited for the disk may leave, if the disk has it now. To be called when the outlet was
+    /// woken.
+    pub fn release(&self, turn: &mut Turn) {
+        if let Phase::Open(open) = &self.phase
+            && open.session.is_held()
+        {
+            open.session.release(open.epoch, &self.broker, turn);
+        }
     }
 
     /// The peer is gone: its socket was closed or failed.
@@ -321,7 +360,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         if !matches!(self.phase, Phase::Closed) {
             let mut turn = Turn::default();
-            turn.begin(self.broker.last_tick());
+            turn.begin(self.broker.last_tick().max(self.outlet.pulse().last_seen()));
             self.on_lost(&mut turn);
             turn.finish(&Arc::clone(&self.broker));
         }
@@ -330,13 +369,16 @@ impl Drop for Link {
 
 impl Open {
     /// Moves the answers of this turn into the outbox: one append, and so one write, for all.
-    pub(crate) fn flush_answers(&self, turn: &mut Turn) {
-        if !turn.answers.is_empty() {
-            let answers = std::mem::take(&mut turn.answers);
-            self.session.append(self.epoch, &answers, turn);
-            turn.answers = answers;
-            turn.answers.clear();
+    pub(crate) fn flush_answers(&self, broker: &Broker, turn: &mut Turn) {
+        if turn.answers.is_empty() && turn.held.is_empty() {
+            return;
         }
+        let mut answers = std::mem::take(&mut turn.answers);
+        let mut held = std::mem::take(&mut turn.held);
+        self.session.append(self.epoch, &answers, (&held, turn.gate), broker, turn);
+        answers.clear();
+        held.clear();
+        (turn.answers, turn.held) = (answers, held);
     }
 
     fn on_packet(
@@ -348,16 +390,17 @@ impl Open {
         match packet {
             Packet::Publish(publish) => self.on_publish(broker, &publish, turn),
             Packet::PubAck(ack) => {
-                let step = |state: &mut State| state.outbound.on_puback(ack.packet_id).map(drop);
+                let step = |state: &mut State| state.on_puback(ack.packet_id);
                 tolerate_unknown(self.on_acknowledged(broker, turn, ack.reason, step)?)
             }
             Packet::PubRec(ack) => self.on_pubrec(broker, &ack, turn),
             Packet::PubComp(ack) => {
-                let step = |state: &mut State| state.outbound.on_pubcomp(ack.packet_id);
+                let step = |state: &mut State| state.on_pubcomp(ack.packet_id);
                 tolerate_unknown(self.on_acknowledged(broker, turn, ReasonCode::Success, step)?)
             }
             Packet::PubRel(ack) => {
-                let known = self.own_session()?.inbound.release(ack.packet_id);
+                let (known, position) = self.own_session()?.on_pubrel(ack.packet_id);
+                turn.wait_for_disk(position.unwrap_or(0));
                 let reason =
                     if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
                 self.acknowledge(PacketType::PubComp, ack.packet_id, reason, turn);
@@ -391,14 +434,17 @@ impl Open {
 
     /// What comes now is handled before another connection gets the session: or a message that
     /// this one has begun to route could be overtaken by the next one's `[MQTT-4.6.0-5]`.
-    fn begin_turn(&self) -> Result<(), Cause> {
+    fn begin_turn(&self, turn: &mut Turn) -> Result<(), Cause> {
+        turn.begin_packets();
         if let Some(link) = self.own_session()?.link_of(self.epoch) {
             link.in_turn = true;
+            turn.is_holding = link.is_holding();
         }
         Ok(())
     }
 
-    fn end_turn(&self) {
+    fn end_turn(&self, turn: &mut Turn) {
+        turn.gate = 0; // what comes next in this turn is for others
         if let Some(link) = self.session.lock().link_of(self.epoch) {
             link.in_turn = false;
         }
@@ -430,10 +476,7 @@ impl Open {
         if result.is_ok() && reason.is_error() {
             turn.tally.dropped(super::stats::DropReason::Refused, 1); // [MQTT-4.8.2-6]
         }
-        state.pump(broker.config(), turn.now, &mut turn.tally);
-        if idle && !state.is_idle() {
-            turn.touch(&self.session);
-        }
+        self.session.pump(&mut state, broker, idle, turn);
         self.session.update_flow(&mut state, broker.config(), &mut turn.woken);
         let replaying = !state.replays.is_empty();
         drop(state);
@@ -450,12 +493,13 @@ impl Open {
         turn: &mut Turn,
     ) -> Result<(), Cause> {
         let refused = self.version.is_v5() && ack.reason.is_error();
-        let step = |state: &mut State| state.outbound.on_pubrec(ack.packet_id, refused);
+        let step = |state: &mut State| state.on_pubrec(ack.packet_id, refused);
         match self.on_acknowledged(broker, turn, ack.reason, step)? {
-            Ok(PubRecOutcome::Release(_)) => {
+            Ok((true, position)) => {
+                turn.wait_for_disk(position.unwrap_or(0));
                 self.acknowledge(PacketType::PubRel, ack.packet_id, ReasonCode::Success, turn);
             }
-            Ok(PubRecOutcome::Refused(_)) => {}
+            Ok((false, _)) => {}
             // An answer is owed all the same, or the client would wait for it for ever.
             Err(OutboundError::Unknown) if !refused => {
                 let reason = ReasonCode::PacketIdentifierNotFound;
@@ -477,6 +521,7 @@ impl Open {
             }
             let mut state = self.session.lock();
             if state.epoch == self.epoch {
+                // On disk with what follows, the end of the connection.
                 state.expiry_secs = expiry.min(broker.config().max_session_expiry_secs);
             }
         }

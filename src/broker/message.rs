@@ -4,9 +4,10 @@
 //! Properties are kept as the bytes of a 5.0 property list without the three that belong to one
 //! hop or change on the way: topic alias, subscription identifiers, message expiry.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::Millis;
+use super::kept::Place;
 use crate::mqtt::{PacketId, QoS, Version, put_remaining_length, remaining_length_size};
 use crate::session::Assigned;
 
@@ -15,7 +16,7 @@ const MESSAGE_EXPIRY: u8 = 0x02;
 const TOPIC_ALIAS: u8 = 0x23;
 
 /// A message on its way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishRef<'a> {
     /// Topic name.
     pub topic: &'a str,
@@ -123,7 +124,7 @@ impl PublishRef<'_> {
 }
 
 /// A message that is kept: queued, in flight, retained or a will.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Message {
     topic: Box<str>,
     /// Properties, then payload.
@@ -133,7 +134,17 @@ pub struct Message {
     retain: bool,
     expires_at: Option<Millis>,
     publisher: u64,
+    /// Where it lies on disk, if it does.
+    place: OnceLock<Arc<Place>>,
 }
+
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_publish() == other.as_publish()
+    }
+}
+
+impl Eq for Message {}
 
 impl Message {
     /// The message, to pass on.
@@ -158,6 +169,15 @@ impl Message {
     pub fn topic(&self) -> &str {
         &self.topic
     }
+
+    pub(crate) fn place(&self) -> Option<&Arc<Place>> {
+        self.place.get()
+    }
+
+    /// Says where it lies on disk; only the first answer counts.
+    pub(crate) fn lies_at(&self, place: &Arc<Place>) {
+        self.place.get_or_init(|| Arc::clone(place));
+    }
 }
 
 impl From<&PublishRef<'_>> for Message {
@@ -173,6 +193,7 @@ impl From<&PublishRef<'_>> for Message {
             retain: publish.retain,
             expires_at: publish.expires_at,
             publisher: publish.publisher,
+            place: OnceLock::new(),
         }
     }
 }
@@ -181,20 +202,41 @@ impl From<&PublishRef<'_>> for Message {
 pub(crate) struct LazyMessage<'a> {
     pub(crate) publish: PublishRef<'a>,
     owned: Option<Arc<Message>>,
+    place: Option<Arc<Place>>,
 }
 
 impl<'a> LazyMessage<'a> {
     pub(crate) fn new(publish: PublishRef<'a>) -> Self {
-        Self { publish, owned: None }
+        Self { publish, owned: None, place: None }
     }
 
     pub(crate) fn of(message: &'a Arc<Message>) -> Self {
-        Self { publish: message.as_publish(), owned: Some(Arc::clone(message)) }
+        let place = message.place().cloned();
+        Self { publish: message.as_publish(), owned: Some(Arc::clone(message)), place }
     }
 
     pub(crate) fn get(&mut self) -> Arc<Message> {
-        let publish = &self.publish;
-        Arc::clone(self.owned.get_or_insert_with(|| Arc::new(Message::from(publish))))
+        let (publish, place) = (&self.publish, &self.place);
+        Arc::clone(self.owned.get_or_insert_with(|| {
+            let message = Message::from(publish);
+            if let Some(place) = place {
+                message.lies_at(place);
+            }
+            Arc::new(message)
+        }))
+    }
+
+    /// Where it lies on disk.
+    pub(crate) fn place(&self) -> Option<&Arc<Place>> {
+        self.place.as_ref()
+    }
+
+    /// It was appended to the journal.
+    pub(crate) fn lies_at(&mut self, place: Arc<Place>) {
+        if let Some(owned) = &self.owned {
+            owned.lies_at(&place);
+        }
+        self.place = Some(place);
     }
 }
 

@@ -13,7 +13,8 @@
 //! On the path of a message only this module takes locks:
 //! 1. the retained store's (write to store, read to replay),
 //! 2. the subscription index's (read to match, write to change),
-//! 3. one session's.
+//! 3. one session's,
+//! 4. whatever the journal locks.
 //!
 //! A lock may be taken while one of a smaller number is held, never the other way round, never
 //! two of the same kind at once, and none across a wait. Share groups, their names, watch list,
@@ -22,18 +23,25 @@
 
 mod config;
 mod connect;
+mod durable;
 mod index;
 mod journal;
+mod kept;
 mod lifecycle;
 mod link;
+mod mailbox;
 mod message;
 mod outlet;
 mod providers;
 mod publish;
+mod record;
+mod records;
+mod restore;
 mod retained;
 mod route;
 mod session;
 mod shared;
+mod state;
 mod stats;
 mod subscribe;
 mod subscription;
@@ -59,6 +67,8 @@ pub use providers::{
     AllowAll, Answer, Authenticator, Authorizer, Credentials, MemorySessions, MemoryTopics,
     SessionsProvider, TopicsProvider,
 };
+pub use records::UnknownRecord;
+pub use restore::{Recovered, Restored};
 pub use retained::Retained;
 pub use session::Session;
 pub use stats::{DropReason, Snapshot, Stats};
@@ -69,7 +79,8 @@ use lifecycle::Timers;
 use shared::ShareGroup;
 use sys::Sys;
 
-/// Milliseconds since the broker started, as its owner's clock says.
+/// Milliseconds since 1970, as the owner's clock says; it must never go backwards, not even across
+/// restarts with the same journal.
 pub type Millis = u64;
 
 /// How often [`Broker::tick`] wants to be called, in milliseconds.
@@ -92,6 +103,8 @@ pub struct Providers {
     pub topics: Box<dyn TopicsProvider>,
     /// Sessions.
     pub sessions: Box<dyn SessionsProvider>,
+    /// What survives the process. `None`: nothing does.
+    pub journal: Option<Arc<dyn Journal>>,
 }
 
 impl Default for Providers {
@@ -101,6 +114,7 @@ impl Default for Providers {
             authorizer: Box::new(AllowAll),
             topics: Box::new(MemoryTopics::default()),
             sessions: Box::new(MemorySessions::default()),
+            journal: None,
         }
     }
 }
@@ -192,6 +206,11 @@ impl Broker {
         &*self.providers.authorizer
     }
 
+    /// What survives the process, if anything does.
+    pub fn journal(&self) -> Option<&Arc<dyn Journal>> {
+        self.providers.journal.as_ref()
+    }
+
     /// Time has passed: what is due is done. To be called every [`TICK_MS`].
     pub fn tick(&self, turn: &mut Turn) {
         self.last_tick.store(turn.now, Ordering::Relaxed);
@@ -204,10 +223,10 @@ impl Broker {
         }
         if tick.is_multiple_of(RETAINED_TICKS) {
             let mut cursor = lock(&self.retained_cursor);
-            *cursor = self.topics().sweep_retained(cursor.as_deref(), turn.now);
+            *cursor = self.sweep_retained(cursor.as_deref(), turn.now);
         }
         if tick.is_multiple_of(PURGE_TICKS) {
-            self.purge();
+            self.purge(turn);
         }
         self.publish_sys(turn);
     }
@@ -267,7 +286,8 @@ impl Broker {
 
     /// The group of a shared subscription, by its whole text.
     pub(crate) fn share_group(&self, text: &str) -> Arc<ShareGroup> {
-        Arc::clone(lock(&self.groups).entry(text.into()).or_default())
+        let mut groups = lock(&self.groups);
+        Arc::clone(groups.entry(text.into()).or_insert_with(|| Arc::new(ShareGroup::new(text))))
     }
 
     /// Forgets the group of this subscription if it was the last member. (Whoever holds the
@@ -327,9 +347,7 @@ impl Broker {
             return;
         }
         for session in self.sessions().all() {
-            if session.retry_unacknowledged(&self.config, turn) {
-                turn.touch(&session);
-            }
+            session.retry_unacknowledged(self, turn);
         }
     }
 }

@@ -78,6 +78,11 @@ impl Pulse {
         }
     }
 
+    /// When bytes last came.
+    pub(crate) fn last_seen(&self) -> Millis {
+        self.last_seen.load(Ordering::Relaxed)
+    }
+
     /// Reading is held back, or goes on.
     pub fn set_paused(&self, paused: bool, now: Millis) {
         self.last_seen.store(now, Ordering::Relaxed);

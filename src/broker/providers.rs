@@ -112,8 +112,14 @@ pub trait TopicsProvider: Send + Sync {
     /// Subscriptions at present.
     fn subscription_count(&self) -> usize;
     /// Retains the message (an empty payload clears its topic) unless there are `limit` already,
-    /// and calls `then` before anybody else can see the change.
-    fn retain(&self, message: &Arc<Message>, limit: usize, then: &mut dyn FnMut(Retained));
+    /// and calls `then` before anybody else can see the change, with the message that was retained
+    /// there before.
+    fn retain(
+        &self,
+        message: &Arc<Message>,
+        limit: usize,
+        then: &mut dyn FnMut(Retained, Option<Arc<Message>>),
+    );
     /// Calls `each` for retained messages that match, in a fixed order, behind `after`, until it
     /// answers false. Returns where to go on, or `None` at the end.
     fn retained(
@@ -122,8 +128,14 @@ pub trait TopicsProvider: Send + Sync {
         after: Option<&str>,
         each: &mut dyn FnMut(&Arc<Message>) -> bool,
     ) -> Option<Box<str>>;
-    /// Drops some of what has expired, behind `after`; returns where to go on.
-    fn sweep_retained(&self, after: Option<&str>, now: Millis) -> Option<Box<str>>;
+    /// Drops some of what has expired, behind `after`; returns where to go on. `each` is told what
+    /// is dropped, before anybody else can see the change.
+    fn sweep_retained(
+        &self,
+        after: Option<&str>,
+        now: Millis,
+        each: &mut dyn FnMut(&Arc<Message>),
+    ) -> Option<Box<str>>;
     /// Retained messages at present.
     fn retained_count(&self) -> usize;
     /// Bytes of their topics, properties and payloads.
@@ -163,7 +175,12 @@ impl TopicsProvider for MemoryTopics {
         self.index.len()
     }
 
-    fn retain(&self, message: &Arc<Message>, limit: usize, then: &mut dyn FnMut(Retained)) {
+    fn retain(
+        &self,
+        message: &Arc<Message>,
+        limit: usize,
+        then: &mut dyn FnMut(Retained, Option<Arc<Message>>),
+    ) {
         self.retained.store(message, limit, then);
     }
 
@@ -176,8 +193,13 @@ impl TopicsProvider for MemoryTopics {
         self.retained.replay(filter, after, each)
     }
 
-    fn sweep_retained(&self, after: Option<&str>, now: Millis) -> Option<Box<str>> {
-        self.retained.sweep(after, now)
+    fn sweep_retained(
+        &self,
+        after: Option<&str>,
+        now: Millis,
+        each: &mut dyn FnMut(&Arc<Message>),
+    ) -> Option<Box<str>> {
+        self.retained.sweep(after, now, each)
     }
 
     fn retained_count(&self) -> usize {

@@ -12,11 +12,15 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::Broker;
+use super::journal::RecordId;
 use super::link::{Cause, Open};
 use super::message::{LazyMessage, PublishRef};
-use super::retained::Retained;
+use super::record::{Along, ReceivedId};
+use super::retained::{Retained, is_own};
 use super::route::{Route, Target};
-use super::session::{State, Terms};
+use super::session::Terms;
+use super::shared::Orphan;
+use super::state::State;
 use super::stats::DropReason;
 use super::turn::Turn;
 use crate::mqtt::{
@@ -112,40 +116,56 @@ impl Broker {
     /// this process itself publishes. Returns whether anybody did.
     pub fn publish(&self, publish: PublishRef<'_>, turn: &mut Turn) -> bool {
         let route = Route::resolve(self.topics(), publish.topic, publish.publisher);
-        self.deliver(publish, &route, false, turn) != Outcome::Nobody
+        self.deliver(publish, &route, &Origin::default(), turn) != Outcome::Nobody
     }
 
-    /// With `may_refuse` a message that cannot be retained is not delivered either: its publisher
-    /// is told and may try again.
     pub(crate) fn deliver(
         &self,
         publish: PublishRef<'_>,
         route: &Route,
-        may_refuse: bool,
+        origin: &Origin,
         turn: &mut Turn,
     ) -> Outcome {
         let mut message = LazyMessage::new(publish);
-        if !publish.retain || !self.config().retain_available {
-            return self.deliver_to_all(&mut message, route, turn);
+        let retains = publish.retain && self.config().retain_available;
+        let on_disk = retains && !is_own(publish.topic);
+        let mut along = Along {
+            // Clearing makes room.
+            retained: on_disk && !publish.payload.is_empty(),
+            has_room: self.journal().is_none_or(|journal| journal.has_room()),
+            replaced: None,
+            received: origin.received,
+        };
+        if origin.may_refuse && !along.has_room && self.is_durable(&publish, route, &along) {
+            return Outcome::NoRoom;
+        }
+        if !retains {
+            return self.deliver_to_all(&mut message, route, &along, turn);
         }
         let owned = message.get();
         let limit = self.config().max_retained_messages;
         let mut result = Outcome::Nobody;
-        self.topics().retain(&owned, limit, &mut |outcome| {
+        self.topics().retain(&owned, limit, &mut |outcome, replaced| {
             if outcome == Retained::Refused {
                 turn.tally.dropped(DropReason::RetainedLimit, 1);
             }
-            if outcome == Retained::Refused && may_refuse {
+            if outcome == Retained::Refused && origin.is_told {
                 result = Outcome::Refused;
                 return;
+            }
+            along.retained = on_disk && outcome == Retained::Stored;
+            along.replaced = replaced.and_then(|message| message.place()?.retained());
+            if on_disk && outcome == Retained::Cleared && publish.qos > QoS::AtMostOnce {
+                // Also when there is nothing to clear: who cleared it may wait for the disk still.
+                turn.wait_for_disk(self.journal().map_or(0, |journal| journal.end()));
             }
             // Retain before match: who subscribed, and was sent the older value, while we waited
             // for the store must get this one.
             if self.topics().is_current(&route.stamp) {
-                result = self.deliver_to_all(&mut message, route, turn);
+                result = self.deliver_to_all(&mut message, route, &along, turn);
             } else {
                 let fresh = Route::resolve(self.topics(), publish.topic, publish.publisher);
-                result = self.deliver_to_all(&mut message, &fresh, turn);
+                result = self.deliver_to_all(&mut message, &fresh, &along, turn);
             }
         });
         result
@@ -155,14 +175,24 @@ impl Broker {
         &self,
         message: &mut LazyMessage<'_>,
         route: &Route,
+        along: &Along,
         turn: &mut Turn,
     ) -> Outcome {
-        for target in &route.targets {
+        let recorded = self.record(message, route, along, turn);
+        for (at, target) in route.targets.iter().enumerate() {
             let mut state = target.session.lock();
-            self.deliver_to_target(message, target, &mut state, turn);
+            self.deliver_to_target(message, target, recorded.target(at), &mut state, turn);
         }
-        for group in &route.groups {
-            group.deliver(self.config(), message, None, turn);
+        for (at, group) in route.groups.iter().enumerate() {
+            match recorded.members.get(at) {
+                Some(Some((member, record))) => {
+                    group.deliver_to((member, *record), self, message, turn);
+                }
+                Some(None) => turn.tally.dropped(DropReason::Offline, 1), // there is no member
+                None => {
+                    group.deliver(self, message, &Orphan::default(), turn);
+                }
+            }
         }
         if route.is_empty() { Outcome::Nobody } else { Outcome::Delivered }
     }
@@ -171,21 +201,29 @@ impl Broker {
         &self,
         message: &mut LazyMessage<'_>,
         target: &Target,
+        record: Option<RecordId>,
         state: &mut State,
         turn: &mut Turn,
     ) {
         if !target.stands(state) {
+            self.unrecord(record);
             return;
         }
         turn.work += message.publish.size();
-        let terms = Terms {
-            qos: message.publish.qos.min(target.qos), // [MQTT-3.8.4-8]
-            retain: message.publish.retain && target.retain_as_published,
-            subscription_ids: &target.identifiers,
-            share: None,
-        };
-        target.session.deliver_locked(state, self.config(), message, &terms, turn);
+        let terms = Terms { record, ..target.terms(&message.publish) };
+        target.session.deliver_locked(state, self, message, &terms, turn);
     }
+}
+
+/// Where a message comes from.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Origin {
+    /// A client waits for the acknowledgement: what cannot be kept is not delivered to anybody
+    /// either, so that it may be sent again.
+    pub(crate) may_refuse: bool,
+    /// And will be told why (5.0).
+    pub(crate) is_told: bool,
+    pub(crate) received: Option<ReceivedId>,
 }
 
 /// What publishing came to.
@@ -193,7 +231,10 @@ impl Broker {
 pub(crate) enum Outcome {
     Delivered,
     Nobody,
+    /// It cannot be retained, and its publisher is told so.
     Refused,
+    /// It cannot be kept on disk, and was not delivered.
+    NoRoom,
 }
 
 /// A run of whole QoS 0 frames that all begin alike.
@@ -352,7 +393,7 @@ impl Open {
             {
                 for payload in run.payloads() {
                     let mut message = LazyMessage::new(run.publish(payload, publisher));
-                    broker.deliver_to_target(&mut message, target, &mut state, turn);
+                    broker.deliver_to_target(&mut message, target, None, &mut state, turn);
                 }
                 continue;
             }
@@ -364,7 +405,7 @@ impl Open {
                 }
                 &converted
             };
-            if idle && bytes.len() >= WRITE_THROUGH {
+            if idle && link.waiting() == 0 && bytes.len() >= WRITE_THROUGH {
                 turn.tally.sent += run.count;
                 turn.tally.publish_bytes_sent += run.payload_bytes();
                 target.session.write_through(state, bytes, config, turn);
@@ -383,7 +424,7 @@ impl Open {
         for group in &route.groups {
             for payload in run.payloads() {
                 let mut message = LazyMessage::new(run.publish(payload, publisher));
-                group.deliver(config, &mut message, None, turn);
+                group.deliver(broker, &mut message, &Orphan::default(), turn);
             }
         }
     }
@@ -414,9 +455,10 @@ impl Open {
         }
         let mut resolved = String::new();
         let topic = self.resolve_alias(publish, &mut resolved)?;
+        let mut received = None;
         if let Some(id) = publish.packet_id {
             let maximum = if self.version.is_v5() { config.receive_maximum } else { u16::MAX };
-            match self.receive(id, publish.qos, maximum)? {
+            match self.receive(id, publish.qos, maximum, &mut received)? {
                 Received::New => {}
                 Received::Duplicate => {
                     self.acknowledge(PacketType::PubRec, id, ReasonCode::Success, turn);
@@ -445,11 +487,15 @@ impl Open {
                 expires_at: lifetime.map(|secs| turn.now + u64::from(secs) * 1000),
                 publisher: self.session.number(),
             };
-            let may_refuse = self.version.is_v5() && publish.qos > QoS::AtMostOnce;
-            match broker.deliver(message, &route.route, may_refuse, turn) {
+            let may_refuse = publish.qos > QoS::AtMostOnce;
+            let is_told = may_refuse && self.version.is_v5();
+            let origin = Origin { may_refuse, is_told, received };
+            match broker.deliver(message, &route.route, &origin, turn) {
                 Outcome::Delivered => ReasonCode::Success,
                 Outcome::Nobody => ReasonCode::NoMatchingSubscribers,
                 Outcome::Refused => ReasonCode::QuotaExceeded,
+                Outcome::NoRoom if is_told => ReasonCode::QuotaExceeded,
+                Outcome::NoRoom => return self.leave_unanswered(publish),
             }
         } else {
             turn.tally.dropped(DropReason::NotAuthorized, 1);
@@ -459,7 +505,7 @@ impl Open {
             (Some(id), QoS::AtLeastOnce) => self.acknowledge(PacketType::PubAck, id, reason, turn),
             (Some(id), QoS::ExactlyOnce) => {
                 if reason.is_error() && self.version.is_v5() {
-                    self.own_session()?.inbound.release(id); // [MQTT-4.3.3-9]
+                    self.own_session()?.take_back(id); // [MQTT-4.3.3-9]
                 }
                 self.acknowledge(PacketType::PubRec, id, reason, turn);
             }
@@ -468,8 +514,15 @@ impl Open {
         Ok(())
     }
 
-    /// Whether the message is to be handed on.
-    fn receive(&self, id: PacketId, qos: QoS, maximum: u16) -> Result<Received, Cause> {
+    /// Whether the message is to be handed on. `on_disk` gets the record by which the disk will
+    /// know the identifier of a QoS 2 message.
+    fn receive(
+        &self,
+        id: PacketId,
+        qos: QoS,
+        maximum: u16,
+        on_disk: &mut Option<ReceivedId>,
+    ) -> Result<Received, Cause> {
         // There are no more identifiers than this maximum, and QoS 1 is acknowledged in the turn
         // that reads it: nothing to remember.
         if qos == QoS::AtLeastOnce && maximum == u16::MAX {
@@ -480,7 +533,22 @@ impl Open {
         if qos == QoS::AtLeastOnce && received == Received::New {
             state.inbound.on_puback_sent();
         }
+        if qos == QoS::ExactlyOnce
+            && received == Received::New
+            && let Some(durable) = &mut state.durable
+        {
+            *on_disk = Some(durable.receive(id));
+        }
         Ok(received)
+    }
+
+    /// A message that cannot be kept, from a client that cannot be told so: it is not acknowledged,
+    /// and will come again.
+    fn leave_unanswered(&self, publish: &Publish<'_>) -> Result<(), Cause> {
+        if let Some(id) = publish.packet_id.filter(|_| publish.qos == QoS::ExactlyOnce) {
+            self.own_session()?.take_back(id);
+        }
+        Ok(())
     }
 
     fn resolve_alias<'t>(
@@ -518,9 +586,10 @@ impl Open {
         turn: &mut Turn,
     ) {
         turn.tally.packets_sent += 1;
+        let answers = turn.acknowledgements();
         if reason.is_error() && self.version.is_v5() && self.problem_information {
             // [MQTT-3.4.2-2] and its kin: a reason string only if it fits.
-            let before = turn.answers.len();
+            let before = answers.len();
             let text = reason.to_string();
             let ack =
                 Ack { packet_id: id, reason, properties: Properties::with_reason_string(&text) };
@@ -530,18 +599,18 @@ impl Open {
                 PacketType::PubComp => Packet::PubComp(ack),
                 _ => Packet::PubAck(ack),
             };
-            if packet.encode(self.version, &mut turn.answers).is_ok()
-                && turn.answers.len() - before <= self.max_packet_size as usize
+            if packet.encode(self.version, answers).is_ok()
+                && answers.len() - before <= self.max_packet_size as usize
             {
                 return;
             }
-            turn.answers.truncate(before);
+            answers.truncate(before);
         }
-        encode_ack(packet_type, id, &mut turn.answers);
+        encode_ack(packet_type, id, answers);
         if self.version.is_v5() && reason != ReasonCode::Success {
-            let length_at = turn.answers.len() - 3;
-            turn.answers[length_at] = 3;
-            turn.answers.push(reason as u8);
+            let length_at = answers.len() - 3;
+            answers[length_at] = 3;
+            answers.push(reason as u8);
         }
     }
 }

@@ -47,32 +47,35 @@ pub(crate) struct RetainedStore {
 }
 
 /// The broker's own messages: no client may publish here.
-fn is_own(topic: &str) -> bool {
+pub(crate) fn is_own(topic: &str) -> bool {
     topic.starts_with("$SYS/")
 }
 
 impl RetainedStore {
     /// Stores the message, or clears its topic when the payload is empty, and runs `then` before
-    /// anybody else can see the change.
+    /// anybody else can see the change. `then` is told which message it replaced.
     pub(crate) fn store(
         &self,
         message: &Arc<Message>,
         limit: usize,
-        then: &mut dyn FnMut(Retained),
+        then: &mut dyn FnMut(Retained, Option<Arc<Message>>),
     ) {
         let mut messages = self.messages.write().unwrap_or_else(PoisonError::into_inner);
+        let mut replaced = None;
         let outcome = if message.as_publish().payload.is_empty() {
             if let Some(old) = messages.remove(message.topic()) {
                 self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
                 if is_own(message.topic()) {
                     self.own.fetch_sub(1, Ordering::Relaxed);
                 }
+                replaced = Some(old);
             }
             Retained::Cleared
         } else if let Some(stored) = messages.get_mut(message.topic()) {
             let old = std::mem::replace(stored, Arc::clone(message));
             self.bytes.fetch_add(message.as_publish().size(), Ordering::Relaxed);
             self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
+            replaced = Some(old);
             Retained::Stored
         } else if !is_own(message.topic())
             && messages.len().saturating_sub(self.own.load(Ordering::Relaxed)) >= limit
@@ -86,7 +89,7 @@ impl RetainedStore {
             messages.insert(message.topic().into(), Arc::clone(message));
             Retained::Stored
         };
-        then(outcome);
+        then(outcome, replaced);
     }
 
     /// Bytes of the messages.
@@ -129,8 +132,13 @@ impl RetainedStore {
     }
 
     /// Drops what has expired among the next [`STRIDE`] topics behind `after`; returns where to go
-    /// on, `None` at the end.
-    pub(crate) fn sweep(&self, after: Option<&str>, now: Millis) -> Option<Box<str>> {
+    /// on, `None` at the end. `each` is told what goes, before anybody else can see the change.
+    pub(crate) fn sweep(
+        &self,
+        after: Option<&str>,
+        now: Millis,
+        each: &mut dyn FnMut(&Arc<Message>),
+    ) -> Option<Box<str>> {
         let (expired, last) = {
             let messages = self.messages.read().unwrap_or_else(PoisonError::into_inner);
             let from = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -152,6 +160,7 @@ impl RetainedStore {
                     && let Some(old) = messages.remove(&topic)
                 {
                     self.bytes.fetch_sub(old.as_publish().size(), Ordering::Relaxed);
+                    each(&old);
                 }
             }
         }
@@ -216,7 +225,7 @@ mod tests {
     fn replays_find_each_match_once_in_pieces() {
         let store = RetainedStore::default();
         for topic in ["a", "a/b", "a/b/c", "a/d", "ab", "$SYS/x", "z/b"] {
-            store.store(&message(topic, b"1", None), 100, &mut |_| {});
+            store.store(&message(topic, b"1", None), 100, &mut |_, _| {});
         }
         assert_eq!(all(&store, "a/#"), ["a", "a/b", "a/b/c", "a/d"]);
         assert_eq!(all(&store, "+/b"), ["a/b", "z/b"]);
@@ -231,7 +240,7 @@ mod tests {
         let store = RetainedStore::default();
         let put = |topic: &str, payload: &[u8]| {
             let mut outcome = None;
-            store.store(&message(topic, payload, None), 1, &mut |o| outcome = Some(o));
+            store.store(&message(topic, payload, None), 1, &mut |o, _| outcome = Some(o));
             outcome.expect("called")
         };
         assert_eq!(put("a", b"1"), Retained::Stored);
@@ -244,11 +253,11 @@ mod tests {
     #[test]
     fn a_sweep_drops_what_has_expired() {
         let store = RetainedStore::default();
-        store.store(&message("a", b"1", Some(10)), 100, &mut |_| {});
-        store.store(&message("b", b"1", Some(20)), 100, &mut |_| {});
+        store.store(&message("a", b"1", Some(10)), 100, &mut |_, _| {});
+        store.store(&message("b", b"1", Some(20)), 100, &mut |_, _| {});
         let mut after = None;
         loop {
-            after = store.sweep(after.as_deref(), 11);
+            after = store.sweep(after.as_deref(), 11, &mut |_| {});
             if after.is_none() {
                 break;
             }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::index::Stamp;
+use super::message::PublishRef;
 use super::providers::TopicsProvider;
-use super::session::{Session, State};
+use super::session::{Session, Terms};
 use super::shared::ShareGroup;
+use super::state::State;
 use super::subscription::Subscription;
 use crate::mqtt::QoS;
 
@@ -49,6 +51,17 @@ impl Target {
             self.identifiers.push(subscription.identifier);
         }
         self.subscriptions.push(subscription);
+    }
+
+    /// How a message is delivered to it.
+    pub(crate) fn terms(&self, publish: &PublishRef<'_>) -> Terms<'_> {
+        Terms {
+            qos: publish.qos.min(self.qos), // [MQTT-3.8.4-8]
+            retain: publish.retain && self.retain_as_published,
+            subscription_ids: &self.identifiers,
+            share: None,
+            record: None,
+        }
     }
 
     /// Whether one of its subscriptions at least still stands. `state` is the session's.

@@ -8,31 +8,22 @@
 //! puts back what the outlet did not take, in front of what was appended meanwhile. Only one
 //! thread does so at a time, the others just append.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hashbrown::HashTable;
-use smallvec::SmallVec;
-
-use super::config::{Config, QueuePolicy};
-use super::message::{Framing, LazyMessage, Message, PublishRef};
+use super::config::Config;
+use super::durable;
+use super::journal::{Haste, Position, RecordId};
+use super::mailbox::LinkState;
+use super::message::LazyMessage;
 use super::outlet::{Order, SharedOutlet};
-use super::retained::Replay;
 use super::shared::ShareGroup;
+use super::state::State;
 use super::stats::{DropReason, Tally};
-use super::subscription::Subscription;
 use super::turn::Turn;
-use super::will::Will;
 use super::{Broker, Millis};
-use crate::mqtt::{PacketId, PacketType, QoS, Version, encode_ack};
-use crate::session::{Assigned, Inbound, Outbound, OutboundAliases, Resend};
+use crate::mqtt::QoS;
 
-/// A full outbox may grow by what publishers had already read, up to so many times its bound.
-const HARD_FACTOR: usize = 16;
-/// The most that a topic alias adds to a packet: itself, and a byte for each of the two lengths
-/// that count it.
-const ALIAS_SIZE: usize = 5;
 /// A peer that does not read is not read either when so many times an outbox's bound waits for it.
 const OWN_FACTOR: usize = 4;
 /// Writes that one thread does for one session before it leaves the rest to the session's task.
@@ -58,70 +49,11 @@ pub struct Session {
     client_id: Box<str>,
     /// A copy of what `state` says, to be read without the lock.
     flow: AtomicU8,
+    /// Something of its connection waits for the disk. A copy too.
+    is_held: AtomicBool,
+    /// The number of its record; 0: it has none. Set once, before anybody subscribes.
+    record: AtomicU64,
     state: Mutex<State>,
-}
-
-/// What the lock guards.
-pub(crate) struct State {
-    pub(crate) link: Option<Box<LinkState>>,
-    /// Grows with every connection.
-    pub(crate) epoch: u64,
-    /// Ended for good: a connection that finds it so takes a new one.
-    pub(crate) ended: bool,
-    pub(crate) outbound: Outbound<Option<Kept>>,
-    pub(crate) queue: VecDeque<Kept>,
-    queued_bytes: usize,
-    pub(crate) inbound: Inbound,
-    pub(crate) subscriptions: HashTable<Arc<Subscription>>,
-    pub(crate) replays: VecDeque<Replay>,
-    /// A thread is at work on `replays`.
-    pub(crate) replaying: bool,
-    /// Seconds that the session outlives its connection; `u32::MAX` is for ever.
-    pub(crate) expiry_secs: u32,
-    pub(crate) will: Option<Box<Will>>,
-    /// When the session ends, while nobody is connected.
-    pub(crate) ends_at: Option<Millis>,
-    /// When the will is due, while nobody is connected.
-    pub(crate) will_due: Option<Millis>,
-    /// The earliest timer that will look at this session.
-    pub(crate) armed_for: Option<Millis>,
-}
-
-/// What the session knows of its connection.
-pub(crate) struct LinkState {
-    pub(crate) outlet: SharedOutlet,
-    pub(crate) version: Version,
-    /// What the client takes, in bytes.
-    pub(crate) max_packet_size: u32,
-    outbox: Vec<u8>,
-    /// Bytes at the start of `outbox` that are written already.
-    head: usize,
-    writing: bool,
-    /// Its bytes are being handled at this moment.
-    pub(crate) in_turn: bool,
-    /// `None` when the client takes none.
-    aliases: Option<Box<OutboundAliases>>,
-    full_since: Option<Millis>,
-    slow: bool,
-    /// Its own connection is not read until there is room.
-    held_by_itself: bool,
-    /// Publishers that are held back until there is room.
-    waiters: Vec<SharedOutlet>,
-    /// Whether messages in flight are kept to be sent again on this very connection.
-    keep_sent: bool,
-    /// For the acknowledgement timeout: the oldest exchange, since when, and resends of it.
-    pub(crate) oldest: Option<(PacketId, Millis, u32)>,
-}
-
-/// A message for this session that may have to be sent later, or again.
-#[derive(Debug, Clone)]
-pub(crate) struct Kept {
-    pub(crate) message: Arc<Message>,
-    pub(crate) qos: QoS,
-    pub(crate) retain: bool,
-    pub(crate) subscription_ids: SmallVec<[u32; 2]>,
-    /// The group through which it came: another member may get it.
-    pub(crate) share: Option<Arc<ShareGroup>>,
 }
 
 /// How a message is to be delivered to one session.
@@ -131,6 +63,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) retain: bool,
     pub(crate) subscription_ids: &'a [u32],
     pub(crate) share: Option<&'a Arc<ShareGroup>>,
+    /// The record of this delivery, if it is on disk.
+    pub(crate) record: Option<RecordId>,
 }
 
 /// What became of it.
@@ -141,17 +75,6 @@ pub(crate) enum Delivered {
     Dropped(DropReason),
 }
 
-/// A connection that takes the session.
-pub(crate) struct Attachment {
-    pub(crate) outlet: SharedOutlet,
-    pub(crate) version: Version,
-    pub(crate) max_packet_size: u32,
-    pub(crate) receive_maximum: u16,
-    pub(crate) topic_alias_maximum: u16,
-    /// CONNACK, the first thing to be written.
-    pub(crate) connack: Vec<u8>,
-}
-
 impl Session {
     /// A session without a connection.
     pub fn new(number: u64, client_id: &str) -> Self {
@@ -159,23 +82,9 @@ impl Session {
             number,
             client_id: client_id.into(),
             flow: AtomicU8::new(Flow::Offline as u8),
-            state: Mutex::new(State {
-                link: None,
-                epoch: 0,
-                ended: false,
-                outbound: Outbound::new(0),
-                queue: VecDeque::new(),
-                queued_bytes: 0,
-                inbound: Inbound::default(),
-                subscriptions: HashTable::new(),
-                replays: VecDeque::new(),
-                replaying: false,
-                expiry_secs: 0,
-                will: None,
-                ends_at: None,
-                will_due: None,
-                armed_for: None,
-            }),
+            is_held: AtomicBool::new(false),
+            record: AtomicU64::new(0),
+            state: Mutex::new(State::new()),
         }
     }
 
@@ -229,37 +138,125 @@ impl Session {
         self.flow.store(flow as u8, Ordering::Relaxed);
     }
 
+    /// Whether something of its connection waits for the disk.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_held.load(Ordering::Acquire)
+    }
+
+    /// Its record, if it outlives this process.
+    pub(crate) fn record(&self) -> Option<RecordId> {
+        RecordId::new(self.record.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_record(&self, record: RecordId) {
+        self.record.store(record.get(), Ordering::Release);
+    }
+
     /// Writes what waits for the socket, until nothing is left or the outlet is full.
     pub fn drain(self: &Arc<Self>, broker: &Broker, now: Millis) {
         let mut tally = Tally::default();
-        for write in 1.. {
-            let Some(taken) = self.lock().take_outbox() else { break };
+        let mut writes = 0;
+        loop {
+            let (taken, wants_load) = {
+                let mut state = self.lock();
+                (state.take_outbox(), state.wants_load)
+            };
+            let Some(taken) = taken else {
+                if wants_load && self.load(broker, now, &mut tally) {
+                    continue;
+                }
+                break;
+            };
+            writes += 1;
             let written = taken.outlet.write(&taken.bytes[taken.head..]);
             tally.bytes_sent += written as u64;
             let outlet = Arc::clone(&taken.outlet);
             let blocked = taken.head + written < taken.bytes.len();
             let mut woken = Vec::new();
-            let more = {
+            let (more, wants_load) = {
                 let mut state = self.lock();
                 if !state.put_back(taken, written) {
                     break; // another connection has the session
                 }
                 state.pump(broker.config(), now, &mut tally);
+                self.await_disk(&mut state, broker);
                 self.update_flow(&mut state, broker.config(), &mut woken);
-                !blocked && state.link.as_ref().is_some_and(|link| link.waiting() > 0)
+                let waits = state.link.as_ref().is_some_and(|link| link.waiting() > 0);
+                (!blocked && waits, state.wants_load)
             };
             for waiter in woken {
                 waiter.wake();
             }
-            if blocked || (more && write >= WRITES_PER_DRAIN) {
+            if blocked || ((more || wants_load) && writes >= WRITES_PER_DRAIN) {
                 outlet.wait_for_room();
                 break;
             }
-            if !more && !self.go_on_replaying(broker, now) {
+            if !more && !wants_load && !self.go_on_replaying(broker, now) {
                 break;
             }
         }
         broker.stats().add(&mut tally);
+    }
+
+    /// Reads the messages that are to be sent next from disk, without the lock, and moves them to
+    /// the outbox. False when there is nothing to write all the same.
+    fn load(self: &Arc<Self>, broker: &Broker, now: Millis, tally: &mut Tally) -> bool {
+        let places = {
+            let mut state = self.lock();
+            if state.loading || !state.wants_load {
+                return false; // whoever is at it writes what it has read
+            }
+            state.loading = true;
+            state.next_places()
+        };
+        let loaded: Vec<_> = places
+            .into_iter()
+            .map(|place| {
+                let message = broker.read(&place);
+                (place, message)
+            })
+            .collect();
+        let mut state = self.lock();
+        state.loading = false;
+        state.take_loaded(&loaded);
+        state.pump(broker.config(), now, tally);
+        self.await_disk(&mut state, broker);
+        state.wants_load || state.link.as_ref().is_some_and(|link| link.waiting() > 0)
+    }
+
+    /// Moves what need not wait for the disk any more, and has the connection woken when the disk
+    /// has the rest. To be called whenever something was appended that may wait; `state` is this
+    /// session's, and may not be idle any more afterwards.
+    pub(crate) fn await_disk(&self, state: &mut State, broker: &Broker) {
+        let Some(link) = &mut state.link else { return };
+        let Some(journal) = broker.journal() else { return };
+        link.release(journal.safe());
+        let waits = link.waits_for();
+        self.is_held.store(waits.is_some(), Ordering::Release);
+        if let Some(position) = link.waits_at_last_for() {
+            journal.hurry(position);
+        }
+        if let Some(position) = link.registers() {
+            journal.wake_when_safe(position, &link.outlet);
+        }
+    }
+
+    /// The disk may have what the connection waits for: that may leave now.
+    pub(crate) fn release(self: &Arc<Self>, epoch: u64, broker: &Broker, turn: &mut Turn) {
+        let mut state = self.lock();
+        let idle = state.is_idle();
+        if state.link_of(epoch).is_none() {
+            return;
+        }
+        self.await_disk(&mut state, broker);
+        let replays = !state.replays.is_empty();
+        if idle && !state.is_idle() {
+            turn.touch(self);
+        }
+        drop(state);
+        if replays {
+            broker.replay(self, turn);
+        }
     }
 
     /// Writes `bytes` past the outbox, which is empty, and keeps there what the outlet does not
@@ -325,7 +322,7 @@ impl Session {
             return;
         };
         let waiting = link.waiting();
-        if link.held_by_itself && waiting < config.outbox_bytes / 2 {
+        if link.held_by_itself && link.backlog() < config.outbox_bytes / 2 {
             link.held_by_itself = false;
             woken.push(Arc::clone(&link.outlet));
         }
@@ -393,7 +390,7 @@ impl Session {
     pub(crate) fn hold_own(&self, epoch: u64, config: &Config) -> bool {
         let mut state = self.lock();
         let Some(link) = state.link_of(epoch) else { return false };
-        if link.waiting() >= config.outbox_bytes * OWN_FACTOR {
+        if link.backlog() >= config.outbox_bytes * OWN_FACTOR {
             link.held_by_itself = true;
         }
         link.held_by_itself
@@ -432,42 +429,39 @@ impl Session {
     }
 
     /// The acknowledgement timeout: sends unacknowledged messages of a 3.1 or 3.1.1 client again
-    /// when the oldest has waited too long. True when something was appended.
-    pub(crate) fn retry_unacknowledged(&self, config: &Config, turn: &mut Turn) -> bool {
+    /// when the oldest has waited too long.
+    pub(crate) fn retry_unacknowledged(self: &Arc<Self>, broker: &Broker, turn: &mut Turn) {
         let mut state = self.lock();
         let state = &mut *state;
+        let config = broker.config();
         let oldest = state.outbound.oldest();
-        let Some(link) = &mut state.link else { return false };
+        let Some(link) = &mut state.link else { return };
         if link.version.is_v5() {
-            return false; // [MQTT-4.4.0-1]
+            return; // [MQTT-4.4.0-1]
         }
-        if link.waiting() > 0 || link.writing {
+        if link.backlog() > 0 || link.writing {
             link.oldest = None; // what was sent last has not even left
-            return false;
+            return;
         }
         let (Some(oldest), known) = (oldest, link.oldest) else {
             link.oldest = None;
-            return false;
+            return;
         };
         match known {
             Some((id, since, tries)) if id == oldest => {
                 if turn.now.saturating_sub(since) < config.ack_timeout_ms {
-                    return false;
+                    return;
                 }
                 if tries >= config.ack_retries {
                     link.outlet.pulse().order(Order::AckTimeout);
                     turn.woken.push(Arc::clone(&link.outlet));
-                    return false;
+                    return;
                 }
                 link.oldest = Some((id, turn.now, tries + 1));
                 state.outbound.resend();
-                state.pump(config, turn.now, &mut turn.tally);
-                true
+                self.pump(state, broker, true, turn);
             }
-            _ => {
-                link.oldest = Some((oldest, turn.now, 0));
-                false
-            }
+            _ => link.oldest = Some((oldest, turn.now, 0)),
         }
     }
 
@@ -475,395 +469,76 @@ impl Session {
     pub(crate) fn deliver_locked(
         self: &Arc<Self>,
         state: &mut State,
-        config: &Config,
+        broker: &Broker,
         message: &mut LazyMessage<'_>,
         terms: &Terms<'_>,
         turn: &mut Turn,
     ) -> Delivered {
         let idle = state.is_idle();
+        let config = broker.config();
         let delivered = state.deliver(config, message, terms, turn.now, &mut turn.tally);
         match delivered {
             Delivered::Sent => {
                 turn.tally.sent += 1;
                 turn.tally.publish_bytes_sent += message.publish.payload.len() as u64;
-                if idle {
-                    turn.touch(self);
-                }
             }
             Delivered::Queued => {}
-            Delivered::Dropped(reason) => turn.tally.dropped(reason, 1),
+            Delivered::Dropped(reason) => {
+                turn.tally.dropped(reason, 1);
+                if let (Some(record), Some(journal)) = (terms.record, broker.journal()) {
+                    durable::append(&**journal, Haste::Lazy, |batch| batch.delete(record));
+                }
+            }
+        }
+        if terms.record.is_some() {
+            self.await_disk(state, broker);
+        }
+        if idle && !state.is_idle() {
+            turn.touch(self);
         }
         self.note_filled(state, config, turn);
         delivered
     }
 
-    /// Appends a packet that is already encoded.
-    pub(crate) fn append(self: &Arc<Self>, epoch: u64, bytes: &[u8], turn: &mut Turn) {
+    /// Moves what waits as far as there is room, after something has made some; `idle`: nothing
+    /// waited before that.
+    pub(crate) fn pump(
+        self: &Arc<Self>,
+        state: &mut State,
+        broker: &Broker,
+        idle: bool,
+        turn: &mut Turn,
+    ) {
+        let wanted = state.wants_load;
+        state.pump(broker.config(), turn.now, &mut turn.tally);
+        if state.durable.is_some() {
+            self.await_disk(state, broker);
+        }
+        if (idle && !state.is_idle()) || (state.wants_load && !wanted) {
+            turn.touch(self);
+        }
+    }
+
+    /// Appends packets that are already encoded: those that may leave, and those that wait for the
+    /// journal to come to `position`.
+    pub(crate) fn append(
+        self: &Arc<Self>,
+        epoch: u64,
+        bytes: &[u8],
+        (held, position): (&[u8], Position),
+        broker: &Broker,
+        turn: &mut Turn,
+    ) {
         let mut state = self.lock();
         let idle = state.is_idle();
-        if let Some(link) = state.link_of(epoch) {
-            link.outbox.extend_from_slice(bytes);
-            if idle {
-                turn.touch(self);
-            }
+        let Some(link) = state.link_of(epoch) else { return };
+        link.outbox.extend_from_slice(bytes);
+        if !held.is_empty() {
+            link.hold(held, position);
+            self.await_disk(&mut state, broker);
         }
-    }
-}
-
-/// Bytes on their way to the outlet.
-struct Taken {
-    outlet: SharedOutlet,
-    bytes: Vec<u8>,
-    head: usize,
-    epoch: u64,
-}
-
-impl LinkState {
-    pub(crate) fn new(attachment: Attachment, keep_sent: bool) -> Self {
-        Self {
-            outlet: attachment.outlet,
-            version: attachment.version,
-            max_packet_size: attachment.max_packet_size,
-            outbox: attachment.connack,
-            head: 0,
-            writing: false,
-            in_turn: false,
-            aliases: (attachment.topic_alias_maximum > 0)
-                .then(|| Box::new(OutboundAliases::new(attachment.topic_alias_maximum))),
-            full_since: None,
-            slow: false,
-            held_by_itself: false,
-            waiters: Vec::new(),
-            keep_sent,
-            oldest: None,
-        }
-    }
-
-    /// Bytes that wait for the socket.
-    pub(crate) fn waiting(&self) -> usize {
-        self.outbox.len() - self.head
-    }
-
-    /// Whether a run of QoS 0 frames may be appended as it stands, as far as this link goes.
-    pub(crate) fn takes_plain_frames(&self, largest: usize) -> bool {
-        self.aliases.is_none() && largest <= self.max_packet_size as usize
-    }
-
-    pub(crate) fn is_slow(&self) -> bool {
-        self.slow
-    }
-
-    /// Appends a run of `len` bytes unless the outbox is over all bounds.
-    pub(crate) fn append_run(&mut self, bytes: &[u8], config: &Config) -> bool {
-        if self.waiting() >= config.outbox_bytes * HARD_FACTOR {
-            return false;
-        }
-        self.outbox.extend_from_slice(bytes);
-        true
-    }
-
-    /// What is left to write when the link is cut: what waits, and `last`. Needs
-    /// [`Session::lock_between_writes`].
-    pub(crate) fn into_goodbye(
-        mut self,
-        last: &[u8],
-    ) -> (SharedOutlet, Vec<u8>, Vec<SharedOutlet>) {
-        let mut bytes = self.outbox.split_off(self.head);
-        bytes.extend_from_slice(last);
-        (self.outlet, bytes, self.waiters)
-    }
-
-    fn encode(&mut self, publish: &PublishRef<'_>, mut how: Framing<'_>) -> bool {
-        let (size, max) = (publish.encoded_len(&how), self.max_packet_size as usize);
-        if size > max {
-            return false; // [MQTT-3.1.2-24]
-        }
-        // An alias that was assigned must be sent, so not for a packet that it would make too
-        // large.
-        if let Some(aliases) = &mut self.aliases
-            && size + ALIAS_SIZE <= max
-        {
-            how.alias = aliases.assign(publish.topic);
-        }
-        publish.encode(&how, &mut self.outbox);
-        true
-    }
-}
-
-impl Kept {
-    pub(crate) fn new(message: Arc<Message>, terms: &Terms<'_>) -> Self {
-        Self {
-            message,
-            qos: terms.qos,
-            retain: terms.retain,
-            subscription_ids: SmallVec::from_slice(terms.subscription_ids),
-            share: terms.share.cloned(),
-        }
-    }
-
-    fn size(&self) -> usize {
-        self.message.as_publish().size() + size_of::<Self>() + size_of::<Message>()
-    }
-}
-
-impl State {
-    /// The link, if it is still the one of this epoch.
-    pub(crate) fn link_of(&mut self, epoch: u64) -> Option<&mut Box<LinkState>> {
-        if self.epoch == epoch { self.link.as_mut() } else { None }
-    }
-
-    /// Whether nothing waits and nobody writes: then who appends has to see to the draining.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.waiting() == 0 && !link.writing)
-    }
-
-    /// Takes a new connection: CONNACK first, then what was in flight, then what was queued, and
-    /// only then what is published from now on.
-    pub(crate) fn attach(
-        &mut self,
-        attachment: Attachment,
-        config: &Config,
-        now: Millis,
-        tally: &mut Tally,
-    ) {
-        let keep_sent =
-            self.expiry_secs > 0 || (config.ack_timeout_ms > 0 && !attachment.version.is_v5());
-        self.epoch += 1;
-        self.ends_at = None;
-        self.will_due = None;
-        self.outbound.resume(attachment.receive_maximum);
-        self.inbound.on_disconnected();
-        self.link = Some(Box::new(LinkState::new(attachment, keep_sent)));
-        self.pump(config, now, tally);
-    }
-
-    /// Whether a retained message may be sent now. The queue is left to live messages.
-    pub(crate) fn has_room_for_replay(&self, config: &Config) -> bool {
-        self.link.as_ref().is_some_and(|link| link.waiting() < config.outbox_bytes / 2)
-            && self.queue.is_empty()
-            && self.outbound.can_send()
-    }
-
-    fn deliver(
-        &mut self,
-        config: &Config,
-        message: &mut LazyMessage<'_>,
-        terms: &Terms<'_>,
-        now: Millis,
-        tally: &mut Tally,
-    ) -> Delivered {
-        if message.publish.is_expired(now) {
-            return Delivered::Dropped(DropReason::Expired); // [MQTT-3.3.2-5]
-        }
-        let Some(link) = &mut self.link else {
-            return if terms.qos == QoS::AtMostOnce || self.ended {
-                Delivered::Dropped(DropReason::Offline)
-            } else {
-                self.enqueue(config, Kept::new(message.get(), terms), tally)
-            };
-        };
-        let mut how = Framing {
-            version: link.version,
-            dup: false,
-            qos: terms.qos,
-            retain: terms.retain,
-            id: None,
-            alias: Assigned::None,
-            subscription_ids: terms.subscription_ids,
-            now,
-        };
-        if terms.qos == QoS::AtMostOnce {
-            if link.slow || link.waiting() >= config.outbox_bytes * HARD_FACTOR {
-                return Delivered::Dropped(DropReason::SlowConsumer);
-            }
-            return if link.encode(&message.publish, how) {
-                Delivered::Sent
-            } else {
-                Delivered::Dropped(DropReason::TooLarge)
-            };
-        }
-        let direct = self.queue.is_empty()
-            && self.outbound.can_send()
-            && link.waiting() < config.outbox_bytes;
-        if !direct {
-            return self.enqueue(config, Kept::new(message.get(), terms), tally);
-        }
-        let keep = link.keep_sent || terms.share.is_some();
-        let kept = keep.then(|| Kept::new(message.get(), terms));
-        how.id = self.outbound.push(terms.qos, kept);
-        if link.encode(&message.publish, how) {
-            return Delivered::Sent;
-        }
-        if let Some(id) = how.id {
-            self.outbound.abandon(id);
-        }
-        Delivered::Dropped(DropReason::TooLarge)
-    }
-
-    fn enqueue(&mut self, config: &Config, kept: Kept, tally: &mut Tally) -> Delivered {
-        let size = kept.size();
-        let full = |state: &Self| {
-            state.queue.len() >= config.max_queued_messages
-                || state.queued_bytes + size > config.max_queued_bytes
-        };
-        if full(self) {
-            match config.queue_policy {
-                QueuePolicy::DropOldest => {
-                    while full(self) && self.pop_queue().is_some() {
-                        tally.dropped(DropReason::QueueFull, 1);
-                    }
-                    if full(self) {
-                        return Delivered::Dropped(DropReason::QueueFull);
-                    }
-                }
-                QueuePolicy::Disconnect => {
-                    if let Some(link) = &self.link {
-                        link.outlet.pulse().order(Order::QueueFull);
-                        link.outlet.wake();
-                    }
-                    return Delivered::Dropped(DropReason::QueueFull);
-                }
-                QueuePolicy::DropNewest => return Delivered::Dropped(DropReason::QueueFull),
-            }
-        }
-        self.push_queue(kept, size);
-        Delivered::Queued
-    }
-
-    fn push_queue(&mut self, kept: Kept, size: usize) {
-        self.queued_bytes += size;
-        self.queue.push_back(kept);
-    }
-
-    fn pop_queue(&mut self) -> Option<Kept> {
-        let kept = self.queue.pop_front()?;
-        self.queued_bytes -= kept.size();
-        Some(kept)
-    }
-
-    /// Empties the queue.
-    pub(crate) fn take_queue(&mut self) -> VecDeque<Kept> {
-        self.queued_bytes = 0;
-        std::mem::take(&mut self.queue)
-    }
-
-    /// Puts messages back in front, in their order.
-    pub(crate) fn restore_queue(&mut self, kept: Vec<Kept>) {
-        for kept in kept.into_iter().rev() {
-            self.queued_bytes += kept.size();
-            self.queue.push_front(kept);
-        }
-    }
-
-    /// Moves messages from what has to be resent, then from the queue, into the outbox, as far as
-    /// the receive maximum and the outbox's bound allow.
-    pub(crate) fn pump(&mut self, config: &Config, now: Millis, tally: &mut Tally) {
-        let Some(link) = &mut self.link else { return };
-        while link.waiting() < config.outbox_bytes {
-            match self.outbound.next_resend() {
-                Some(Resend::PubRel(id)) => encode_ack(PacketType::PubRel, id, &mut link.outbox),
-                Some(Resend::Publish(id, qos, kept)) => {
-                    let payload = kept.as_ref().map_or(0, |kept| kept.message.payload_len());
-                    let written = kept.as_ref().is_some_and(|kept| {
-                        let mut how = kept.framing(link.version, qos, Some(id), now);
-                        how.dup = true; // [MQTT-3.3.1-1]
-                        link.encode(&kept.message.as_publish(), how)
-                    });
-                    if !written {
-                        self.outbound.abandon(id);
-                    }
-                    tally.sent += u64::from(written);
-                    tally.publish_bytes_sent += u64::from(written) * payload;
-                }
-                None => break,
-            }
-        }
-        while link.waiting() < config.outbox_bytes && self.outbound.can_send() {
-            let Some(kept) = self.queue.pop_front() else { break };
-            self.queued_bytes -= kept.size();
-            let message = Arc::clone(&kept.message);
-            if message.as_publish().is_expired(now) {
-                tally.dropped(DropReason::Expired, 1); // [MQTT-3.3.2-5]
-                continue;
-            }
-            let (qos, retain, ids) = (kept.qos, kept.retain, kept.subscription_ids.clone());
-            let keep = link.keep_sent || kept.share.is_some();
-            let id = self.outbound.push(qos, keep.then_some(kept));
-            let how = Framing {
-                version: link.version,
-                dup: false,
-                qos,
-                retain,
-                id,
-                alias: Assigned::None,
-                subscription_ids: &ids,
-                now,
-            };
-            if link.encode(&message.as_publish(), how) {
-                tally.sent += 1;
-                tally.publish_bytes_sent += message.payload_len();
-            } else {
-                // [MQTT-3.1.2-25]: as if it had been sent.
-                tally.dropped(DropReason::TooLarge, 1);
-                if let Some(id) = id {
-                    self.outbound.abandon(id);
-                }
-            }
-        }
-        if self.queue.is_empty() && self.queue.capacity() > 64 {
-            self.queue = VecDeque::new();
-        }
-    }
-
-    fn take_outbox(&mut self) -> Option<Taken> {
-        let epoch = self.epoch;
-        let link = self.link.as_mut()?;
-        if link.writing || link.waiting() == 0 {
-            return None;
-        }
-        link.writing = true;
-        let head = std::mem::take(&mut link.head);
-        let bytes = std::mem::take(&mut link.outbox);
-        Some(Taken { outlet: Arc::clone(&link.outlet), bytes, head, epoch })
-    }
-
-    /// False when the link is another one by now.
-    fn put_back(&mut self, taken: Taken, written: usize) -> bool {
-        let Some(link) = self.link_of(taken.epoch) else { return false };
-        link.writing = false;
-        let Taken { mut bytes, head, .. } = taken;
-        let head = head + written;
-        if head < bytes.len() {
-            bytes.append(&mut link.outbox);
-            if head > bytes.len() / 2 {
-                bytes.drain(..head);
-                link.head = 0;
-            } else {
-                link.head = head;
-            }
-            link.outbox = bytes;
-        }
-        true
-    }
-}
-
-impl Kept {
-    fn framing(
-        &self,
-        version: Version,
-        qos: QoS,
-        id: Option<PacketId>,
-        now: Millis,
-    ) -> Framing<'_> {
-        Framing {
-            version,
-            dup: false,
-            qos,
-            retain: self.retain,
-            id,
-            alias: Assigned::None,
-            subscription_ids: &self.subscription_ids,
-            now,
+        if idle && !state.is_idle() {
+            turn.touch(self);
         }
     }
 }

@@ -10,17 +10,23 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Broker;
 use super::config::Config;
+use super::journal::RecordId;
+use super::kept::Kept;
 use super::message::LazyMessage;
-use super::session::{Delivered, Flow, Kept, Session, State, Terms};
+use super::session::{Delivered, Flow, Session, Terms};
+use super::state::State;
 use super::stats::DropReason;
 use super::subscription::Subscription;
 use super::turn::Turn;
 use crate::mqtt::QoS;
 
 /// The members of one `$share/NAME/FILTER`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ShareGroup {
+    /// `$share/NAME/FILTER`.
+    text: Box<str>,
     members: Mutex<Vec<Arc<Subscription>>>,
     turn: AtomicUsize,
 }
@@ -36,7 +42,49 @@ enum Pass {
     Offline,
 }
 
+/// All passes, in their order.
+const PASSES: [Pass; 3] = [Pass::Ready, Pass::Online, Pass::Offline];
+
+impl Pass {
+    /// Whether the member with this state can be given a message at this quality of service.
+    fn fits(self, state: &State, config: &Config, qos: QoS) -> bool {
+        match (&state.link, self) {
+            (Some(link), Self::Ready) => {
+                !link.is_slow()
+                    && link.backlog() < config.outbox_bytes
+                    && state.queue.is_empty()
+                    && (qos == QoS::AtMostOnce || state.outbound.can_send())
+            }
+            (Some(_), Self::Online) => true,
+            (None, Self::Offline) => state.expiry_secs > 0,
+            _ => false,
+        }
+    }
+}
+
+/// What a message that goes to a group was before.
+#[derive(Default)]
+pub(crate) struct Orphan<'a> {
+    /// It is on disk as this delivery to another session.
+    pub(crate) record: Option<RecordId>,
+    /// The member that did not take it.
+    pub(crate) left_by: Option<&'a Arc<Session>>,
+}
+
 impl ShareGroup {
+    pub(crate) fn new(text: &str) -> Self {
+        Self { text: text.into(), members: Mutex::default(), turn: AtomicUsize::new(0) }
+    }
+
+    /// `$share/NAME/FILTER`.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn any(&self, wanted: impl Fn(&Subscription) -> bool) -> bool {
+        self.lock().iter().any(|member| wanted(member))
+    }
+
     pub(crate) fn add(&self, subscription: &Arc<Subscription>) {
         self.lock().push(Arc::clone(subscription));
     }
@@ -53,26 +101,67 @@ impl ShareGroup {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the message to one member, but not to `except`. False when no one took it.
+    /// The member that a message at this quality of service should go to.
+    pub(crate) fn pick(&self, config: &Config, qos: QoS) -> Option<Arc<Subscription>> {
+        let start = self.turn.fetch_add(1, Ordering::Relaxed);
+        for pass in PASSES {
+            let mut at = 0;
+            while let Some(member) = self.member(start, at) {
+                at += 1;
+                let state = member.session().lock();
+                let is_kept = pass != Pass::Offline || qos.min(member.qos) > QoS::AtMostOnce;
+                if is_kept && pass.fits(&state, config, qos) && member.stands(&state) {
+                    drop(state);
+                    return Some(member);
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives the message to the member that was picked for it, whose delivery is on disk as
+    /// `record`; to another one if that cannot take it any more.
+    pub(crate) fn deliver_to(
+        self: &Arc<Self>,
+        (member, record): (&Arc<Subscription>, Option<RecordId>),
+        broker: &Broker,
+        message: &mut LazyMessage<'_>,
+        turn: &mut Turn,
+    ) {
+        let session = member.session();
+        let mut state = session.lock();
+        if (state.link.is_some() || state.expiry_secs > 0) && member.stands(&state) {
+            let terms = Terms { record, ..member.terms(&message.publish, self) };
+            session.deliver_locked(&mut state, broker, message, &terms, turn);
+            return;
+        }
+        drop(state);
+        let orphan = Orphan { record, left_by: None };
+        if !self.deliver(broker, message, &orphan, turn) {
+            broker.unrecord(record);
+        }
+    }
+
+    /// Gives the message to one member, but not to who left it. False when no one took it.
     pub(crate) fn deliver(
         self: &Arc<Self>,
-        config: &Config,
+        broker: &Broker,
         message: &mut LazyMessage<'_>,
-        except: Option<&Arc<Session>>,
+        orphan: &Orphan<'_>,
         turn: &mut Turn,
     ) -> bool {
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
+        let except = orphan.left_by;
         // What a member left behind waits for it rather than for another that is not there.
         let waits = except.is_some_and(|session| !session.lock().ended);
-        let passes = [Pass::Ready, Pass::Online, Pass::Offline];
-        for &pass in &passes[..if waits { 2 } else { 3 }] {
+        for &pass in &PASSES[..if waits { 2 } else { 3 }] {
             let mut at = 0;
             while let Some(member) = self.member(start, at) {
                 at += 1;
                 if except.is_some_and(|session| Arc::ptr_eq(session, member.session())) {
                     continue;
                 }
-                match self.try_member(pass, &member, config, message, turn) {
+                match self.try_member(pass, &member, broker, message, orphan.record, turn) {
                     Some(Delivered::Sent | Delivered::Queued) => return true,
                     Some(Delivered::Dropped(_)) | None => {}
                 }
@@ -92,37 +181,26 @@ impl ShareGroup {
         self: &Arc<Self>,
         pass: Pass,
         member: &Arc<Subscription>,
-        config: &Config,
+        broker: &Broker,
         message: &mut LazyMessage<'_>,
+        instead: Option<RecordId>,
         turn: &mut Turn,
     ) -> Option<Delivered> {
         let session = member.session();
         let mut state = session.lock();
-        let fits = match (&state.link, pass) {
-            (Some(link), Pass::Ready) => {
-                !link.is_slow()
-                    && link.waiting() < config.outbox_bytes
-                    && state.queue.is_empty()
-                    && (message.publish.qos == QoS::AtMostOnce || state.outbound.can_send())
-            }
-            (Some(_), Pass::Online) => true,
-            (None, Pass::Offline) => state.expiry_secs > 0,
-            _ => false,
-        };
+        let fits = pass.fits(&state, broker.config(), message.publish.qos);
         if !fits || !member.stands(&state) {
             return None;
         }
-        let identifiers = [member.identifier];
-        let terms = Terms {
-            qos: message.publish.qos.min(member.qos),
-            retain: message.publish.retain && member.retain_as_published,
-            subscription_ids: if member.identifier == 0 { &[] } else { &identifiers },
-            share: Some(self),
-        };
+        let mut terms = member.terms(&message.publish, self);
         if pass == Pass::Offline && terms.qos == QoS::AtMostOnce {
             return None;
         }
-        Some(session.deliver_locked(&mut state, config, message, &terms, turn))
+        terms.record = broker.record_late(session, message, &terms, instead, turn);
+        if terms.record.is_none() {
+            broker.unrecord(instead);
+        }
+        Some(session.deliver_locked(&mut state, broker, message, &terms, turn))
     }
 }
 
@@ -132,15 +210,22 @@ impl ShareGroup {
 pub(crate) fn take_orphans(session: &Arc<Session>, state: &mut State) -> Vec<Kept> {
     // A session that has ended will not send them again: then any other member may keep them.
     let ended = state.ended;
-    let wanted = |kept: &Kept| {
-        kept.share.as_ref().is_some_and(|group| ended || another_is_online(group, session))
+    let mut known: Vec<(Arc<ShareGroup>, bool)> = Vec::new(); // asked once, however many messages
+    let mut wanted = |kept: &Kept| {
+        let Some(group) = kept.share() else { return false };
+        if let Some((_, wanted)) = known.iter().find(|(known, _)| Arc::ptr_eq(known, group)) {
+            return *wanted;
+        }
+        let wanted = ended || another_is_online(group, session);
+        known.push((Arc::clone(group), wanted));
+        wanted
     };
     let unacknowledged =
-        state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(wanted));
+        state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(&mut wanted));
     let mut orphans: Vec<Kept> = unacknowledged.into_iter().flatten().collect();
-    if state.queue.iter().any(wanted) {
+    if state.queue.iter().any(&mut wanted) {
         let (given, kept): (Vec<Kept>, Vec<Kept>) =
-            state.take_queue().into_iter().partition(wanted);
+            state.take_queue().into_iter().partition(&mut wanted);
         state.restore_queue(kept);
         orphans.extend(given);
     }
@@ -157,14 +242,19 @@ fn another_is_online(group: &ShareGroup, session: &Arc<Session>) -> bool {
 pub(crate) fn give_away(
     session: &Arc<Session>,
     orphans: Vec<Kept>,
-    config: &Config,
+    broker: &Broker,
     turn: &mut Turn,
 ) {
     let mut left = Vec::new();
     for orphan in orphans {
-        let Some(group) = orphan.share.clone() else { continue };
-        let mut message = LazyMessage::of(&orphan.message);
-        if !group.deliver(config, &mut message, Some(session), turn) {
+        let Some(group) = orphan.share().cloned() else { continue };
+        let Some(message) = broker.fetch(&orphan) else {
+            turn.tally.dropped(DropReason::Unreadable, 1);
+            continue;
+        };
+        let mut message = LazyMessage::of(&message);
+        let was = Orphan { record: orphan.record, left_by: Some(session) };
+        if !group.deliver(broker, &mut message, &was, turn) {
             left.push(orphan);
         }
     }
@@ -173,14 +263,16 @@ pub(crate) fn give_away(
     }
     let mut state = session.lock();
     if state.ended {
+        left.iter().for_each(|kept| broker.unrecord(kept.record));
         turn.tally.dropped(DropReason::Offline, left.len() as u64);
         return;
+    }
+    if let Some(durable) = &state.durable {
+        // Where another member took one and could not keep it, its record is gone.
+        durable.put_queued(&left);
     }
     state.restore_queue(left);
     // The client may be back by now.
     let idle = state.is_idle();
-    state.pump(config, turn.now, &mut turn.tally);
-    if idle && !state.is_idle() {
-        turn.touch(session);
-    }
+    session.pump(&mut state, broker, idle, turn);
 }

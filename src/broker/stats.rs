@@ -23,11 +23,13 @@ pub enum DropReason {
     NotAuthorized,
     /// The limit of retained messages was reached.
     RetainedLimit,
+    /// It could not be read from disk.
+    Unreadable,
 }
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Offline,
         Self::SlowConsumer,
         Self::QueueFull,
@@ -36,6 +38,7 @@ impl DropReason {
         Self::Refused,
         Self::NotAuthorized,
         Self::RetainedLimit,
+        Self::Unreadable,
     ];
 
     /// Its name in `$SYS/broker/publish/messages/dropped/NAME`.
@@ -49,6 +52,7 @@ impl DropReason {
             Self::Refused => "refused",
             Self::NotAuthorized => "not-authorized",
             Self::RetainedLimit => "retained-limit",
+            Self::Unreadable => "unreadable",
         }
     }
 }

@@ -7,7 +7,8 @@ use super::Broker;
 use super::link::{Cause, Open};
 use super::message::LazyMessage;
 use super::retained::Replay;
-use super::session::{Session, State, Terms};
+use super::session::{Session, Terms};
+use super::state::State;
 use super::subscription::{Status, Subscription};
 use super::turn::Turn;
 use crate::mqtt::{
@@ -32,7 +33,7 @@ impl Open {
             .requests
             .iter()
             .map(|request| {
-                self.subscribe(broker, request, identifier.unwrap_or(0)).unwrap_or_else(
+                self.subscribe(broker, request, identifier.unwrap_or(0), turn).unwrap_or_else(
                     |(reason, what)| {
                         problem.get_or_insert(what);
                         // 3.1 has no code for a refusal: the answer is positive, and nothing is
@@ -47,7 +48,12 @@ impl Open {
             Packet::SubAck(SubAck { packet_id, properties, reasons: reasons.clone() })
         })?;
         // SUBACK first, then the retained messages.
-        self.flush_answers(turn);
+        if turn.gate > 0
+            && let Some(link) = self.own_session()?.link_of(self.epoch)
+        {
+            link.replay_after(turn.gate);
+        }
+        self.flush_answers(broker, turn);
         broker.replay(&self.session, turn);
         Ok(())
     }
@@ -57,6 +63,7 @@ impl Open {
         broker: &Broker,
         request: &SubscriptionRequest<'_>,
         identifier: u32,
+        turn: &mut Turn,
     ) -> Result<ReasonCode, Refusal> {
         let config = broker.config();
         let shared = SharedFilter::new(request.filter)
@@ -76,7 +83,7 @@ impl Open {
             Some(_) => make(Some(broker.share_group(request.filter))),
             None => make(None),
         });
-        let is_new = broker.enter(&self.session, self.epoch, &subscription)?;
+        let is_new = broker.enter(&self.session, self.epoch, &subscription, turn)?;
         let wants_retained = match request.retain_handling {
             RetainHandling::Send => true,        // [MQTT-3.3.1-9]
             RetainHandling::SendIfNew => is_new, // [MQTT-3.3.1-10]
@@ -84,7 +91,10 @@ impl Open {
         };
         if wants_retained && shared.share.is_none() {
             let mut state = self.session.lock();
-            state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &subscription));
+            if !is_new {
+                // It begins anew. (A new one has none: a long list must not search a long list.)
+                state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &subscription));
+            }
             if subscription.status() == Status::Live {
                 state.replays.push_back(Replay { subscription, after: None });
             }
@@ -102,7 +112,7 @@ impl Open {
         let mut reasons = Vec::with_capacity(unsubscribe.filters.len()); // [MQTT-3.11.3-1]
         for text in &unsubscribe.filters {
             let state = self.own_session()?;
-            reasons.push(if broker.leave(state, text) {
+            reasons.push(if broker.leave(state, text, turn) {
                 ReasonCode::Success
             } else {
                 ReasonCode::NoSubscriptionExisted
@@ -123,18 +133,19 @@ impl Open {
         packet: impl Fn(Properties<'t>) -> Packet<'t>,
     ) -> Result<(), Cause> {
         let explained = problem.filter(|_| self.problem_information);
-        let before = turn.answers.len();
+        let answers = turn.acknowledgements();
+        let before = answers.len();
         for properties in
             explained.map(Properties::with_reason_string).into_iter().chain([Properties::default()])
         {
-            turn.answers.truncate(before);
-            let written = packet(properties).encode(self.version, &mut turn.answers).is_ok();
-            if written && turn.answers.len() - before <= self.max_packet_size as usize {
+            answers.truncate(before);
+            let written = packet(properties).encode(self.version, answers).is_ok();
+            if written && answers.len() - before <= self.max_packet_size as usize {
                 turn.tally.packets_sent += 1;
                 return Ok(());
             }
         }
-        turn.answers.truncate(before);
+        answers.truncate(before);
         // [MQTT-3.1.2-24]
         Err(Cause::violation(
             ReasonCode::PacketTooLarge,
@@ -169,6 +180,7 @@ impl Broker {
         session: &Arc<Session>,
         epoch: u64,
         subscription: &Arc<Subscription>,
+        turn: &mut Turn,
     ) -> Result<bool, Refusal> {
         let hash = self.hash(subscription.text());
         let mut state = session.lock();
@@ -179,6 +191,11 @@ impl Broker {
                 ReasonCode::UnspecifiedError,
                 "the session belongs to another connection",
             ));
+        }
+        if state.durable.is_some() && self.journal().is_some_and(|journal| !journal.has_room()) {
+            drop(state);
+            self.drop_group(subscription);
+            return Err((ReasonCode::QuotaExceeded, "there is no room on the broker's disk"));
         }
         let count = state.subscriptions.len();
         let known = state.subscriptions.find_mut(hash, |s| s.text() == subscription.text());
@@ -206,6 +223,10 @@ impl Broker {
                 None
             }
         };
+        if let Some(durable) = &state.durable {
+            let old = replaced.as_ref().and_then(|old: &Arc<Subscription>| old.record());
+            turn.wait_for_disk(durable.subscribe(subscription, old).unwrap_or(0));
+        }
         drop(state);
         if let Some(group) = &subscription.group {
             group.add(subscription);
@@ -227,12 +248,15 @@ impl Broker {
     }
 
     /// Ends the subscription with this text; false when there was none.
-    fn leave(&self, mut state: MutexGuard<'_, State>, text: &str) -> bool {
+    fn leave(&self, mut state: MutexGuard<'_, State>, text: &str, turn: &mut Turn) -> bool {
         let Ok(entry) = state.subscriptions.find_entry(self.hash(text), |s| s.text() == text)
         else {
             return false;
         };
         let (removed, _) = entry.remove();
+        if let (Some(durable), Some(record)) = (&state.durable, removed.record()) {
+            turn.wait_for_disk(durable.unsubscribe(record).unwrap_or(0));
+        }
         removed.set_status(Status::Removed);
         state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &removed));
         drop(state);
@@ -295,7 +319,6 @@ impl Broker {
         turn: &mut Turn,
     ) -> Option<Box<str>> {
         let filter = TopicFilter::new(subscription.filter()).ok()?;
-        let identifiers = [subscription.identifier];
         self.topics().retained(filter, after, &mut |message| {
             let mut state = session.lock();
             if !subscription.stands(&state) {
@@ -305,13 +328,15 @@ impl Broker {
                 return false;
             }
             let mut message = LazyMessage::of(message);
-            let terms = Terms {
+            let mut terms = Terms {
                 qos: message.publish.qos.min(subscription.qos),
                 retain: true, // [MQTT-3.3.1-8]
-                subscription_ids: if subscription.identifier == 0 { &[] } else { &identifiers },
+                subscription_ids: subscription.identifiers(),
                 share: None,
+                record: None,
             };
-            session.deliver_locked(&mut state, self.config(), &mut message, &terms, turn);
+            terms.record = self.record_late(session, &mut message, &terms, None, turn);
+            session.deliver_locked(&mut state, self, &mut message, &terms, turn);
             true
         })
     }

@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use super::session::{Session, State};
+use super::journal::RecordId;
+use super::message::PublishRef;
+use super::session::{Session, Terms};
 use super::shared::ShareGroup;
+use super::state::State;
 use crate::mqtt::{QoS, SubscriptionRequest};
 
 /// A topic filter that a session subscribed to, with its options.
@@ -28,6 +31,8 @@ pub struct Subscription {
     /// before anything is appended: so nothing that was routed by an older index follows UNSUBACK
     /// `[MQTT-3.10.4-2]`.
     status: AtomicU8,
+    /// The number of its record; 0: it has none.
+    record: AtomicU64,
 }
 
 /// What has become of a subscription since it was routed through.
@@ -63,6 +68,7 @@ impl Subscription {
             identifier,
             group,
             status: AtomicU8::new(Status::Live as u8),
+            record: AtomicU64::new(0),
         }
     }
 
@@ -84,6 +90,36 @@ impl Subscription {
     /// The share name of a shared subscription.
     pub fn share(&self) -> Option<&str> {
         self.group.is_some().then(|| &self.text["$share/".len()..usize::from(self.filter_at) - 1])
+    }
+
+    /// Its record, if it outlives this process.
+    pub(crate) fn record(&self) -> Option<RecordId> {
+        RecordId::new(self.record.load(Ordering::Relaxed))
+    }
+
+    /// To be called with the session's lock.
+    pub(crate) fn set_record(&self, record: RecordId) {
+        self.record.store(record.get(), Ordering::Relaxed);
+    }
+
+    /// How a message that came to it through `group` is delivered.
+    pub(crate) fn terms<'a>(
+        &'a self,
+        publish: &PublishRef<'_>,
+        group: &'a Arc<ShareGroup>,
+    ) -> Terms<'a> {
+        Terms {
+            qos: publish.qos.min(self.qos),
+            retain: publish.retain && self.retain_as_published,
+            subscription_ids: self.identifiers(),
+            share: Some(group),
+            record: None,
+        }
+    }
+
+    /// Its identifier, as a list of none or one.
+    pub(crate) fn identifiers(&self) -> &[u32] {
+        if self.identifier == 0 { &[] } else { std::slice::from_ref(&self.identifier) }
     }
 
     pub(crate) fn set_status(&self, status: Status) {

@@ -4,6 +4,7 @@
 
 use hashbrown::HashMap;
 
+use super::journal::JournalFigures;
 use super::message::PublishRef;
 use super::stats::{DropReason, Snapshot};
 use super::turn::Turn;
@@ -15,6 +16,8 @@ const LOAD_MINUTES: [(&str, f64); 3] = [("1min", 1.0), ("5min", 5.0), ("15min", 
 /// What was published last.
 #[derive(Default)]
 pub(crate) struct Sys {
+    /// When it was published first, which is when the broker started.
+    started_at: Option<Millis>,
     next_at: Millis,
     last_at: Millis,
     last: Snapshot,
@@ -76,7 +79,8 @@ impl Broker {
         let mut values: Vec<(String, String)> = Vec::new();
         let mut put = |name: &str, value: String| values.push((name.to_owned(), value));
         put("version", format!("surgemq version {}", env!("CARGO_PKG_VERSION")));
-        put("uptime", format!("{} seconds", now / 1000));
+        let started_at = *sys.started_at.get_or_insert(now);
+        put("uptime", format!("{} seconds", now.saturating_sub(started_at) / 1000));
         for (name, value) in [
             ("clients/total", sessions),
             ("clients/connected", stats.clients_connected),
@@ -105,11 +109,14 @@ impl Broker {
         ] {
             put(name, value.to_string());
         }
+        if let Some(journal) = self.journal() {
+            journal_values(&journal.figures(), &mut put);
+        }
         for reason in DropReason::ALL {
             let dropped = self.stats().dropped(reason);
             put(&format!("publish/messages/dropped/{}", reason.name()), dropped.to_string());
         }
-        let elapsed = now.saturating_sub(sys.last_at);
+        let elapsed = now.saturating_sub(if sys.last_at == 0 { started_at } else { sys.last_at });
         let last = std::mem::replace(&mut sys.last, stats);
         sys.last_at = now;
         for (name, after, before) in [
@@ -129,6 +136,30 @@ impl Broker {
             }
         }
         values
+    }
+}
+
+/// How the disk does. Mosquitto has no such values.
+fn journal_values(figures: &JournalFigures, put: &mut impl FnMut(&str, String)) {
+    let mean = |sum: u64| format!("{:.1}", sum as f64 / figures.commits.max(1) as f64);
+    put("store/commit/batches/mean", mean(figures.batches));
+    put("store/commit/bytes/mean", mean(figures.bytes));
+    let [p50, p99, p999, max] = figures.commit_us;
+    for (name, value) in [
+        ("store/commits", figures.commits),
+        ("store/commit/latency/p50", p50),
+        ("store/commit/latency/p99", p99),
+        ("store/commit/latency/p999", p999),
+        ("store/commit/latency/max", max),
+        ("store/waiting/bytes", figures.waiting_bytes),
+        ("store/disk/bytes", figures.disk_bytes),
+        ("store/live/bytes", figures.live_bytes),
+        ("store/live/records", figures.live_records),
+        ("store/segments", figures.segments),
+        ("store/moved/bytes", figures.moved_bytes),
+        ("store/failures", figures.failures),
+    ] {
+        put(name, value.to_string());
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::publish::Outcome;
+use super::publish::{Origin, Outcome};
 use super::route::Route;
 use super::*;
 use crate::mqtt::{
@@ -137,7 +137,7 @@ fn message<'a>(payload: &'a str, qos: QoS, retain: bool) -> PublishRef<'a> {
 fn along(broker: &Broker, route: &Route, publish: PublishRef<'_>) -> Outcome {
     let mut turn = Turn::default();
     turn.begin(1);
-    let outcome = broker.deliver(publish, route, false, &mut turn);
+    let outcome = broker.deliver(publish, route, &Origin::default(), &mut turn);
     turn.finish(broker);
     outcome
 }

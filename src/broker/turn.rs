@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::journal::Position;
 use super::outlet::SharedOutlet;
 use super::session::Session;
 use super::stats::Tally;
@@ -41,6 +42,14 @@ pub struct Turn {
     pub(crate) woken: Vec<SharedOutlet>,
     /// Answers to the peer whose bytes are being read.
     pub(crate) answers: Vec<u8>,
+    /// Those that wait for the journal to come to `gate`.
+    pub(crate) held: Vec<u8>,
+    /// What this turn appended to the journal for the peer lies before this; 0: nothing.
+    pub(crate) gate: Position,
+    /// Something was appended to the journal for the peer, whether it waits for it or not.
+    pub(crate) burdens_disk: bool,
+    /// Earlier answers to the peer wait already, and must not be overtaken.
+    pub(crate) is_holding: bool,
     /// A run of frames in the other wire format.
     pub(crate) converted: Vec<u8>,
     pub(crate) tally: Tally,
@@ -53,6 +62,27 @@ impl Turn {
         self.work = 0;
         self.reads = 0;
         self.answers.clear();
+        self.held.clear();
+        self.begin_packets();
+    }
+
+    /// Begins to handle what one peer sent.
+    pub(crate) fn begin_packets(&mut self) {
+        self.gate = 0;
+        self.is_holding = false;
+        self.burdens_disk = false;
+    }
+
+    /// An answer to the peer waits for the journal to come to `position`.
+    pub(crate) fn wait_for_disk(&mut self, position: Position) {
+        self.gate = self.gate.max(position);
+        self.burdens_disk |= position > 0;
+    }
+
+    /// Where to write an acknowledgement that must not overtake earlier ones
+    /// `[MQTT-4.6.0-2]`, `[MQTT-4.6.0-3]`, `[MQTT-4.6.0-4]`.
+    pub(crate) fn acknowledgements(&mut self) -> &mut Vec<u8> {
+        if self.gate > 0 || self.is_holding { &mut self.held } else { &mut self.answers }
     }
 
     /// Counts bytes that came from a client.

@@ -48,6 +48,27 @@ impl Will {
         PublishRef { expires_at, ..self.message.as_publish() }
     }
 
+    /// The message as it was left.
+    pub(crate) fn message(&self) -> PublishRef<'_> {
+        self.message.as_publish()
+    }
+
+    /// How many seconds the message lives once it is published.
+    pub(crate) fn expiry_secs(&self) -> Option<u32> {
+        self.expiry_secs
+    }
+
+    /// The will that a restart finds.
+    pub(crate) fn restored(
+        message: &PublishRef<'_>,
+        delay_secs: u32,
+        expiry_secs: Option<u32>,
+        publisher: u64,
+    ) -> Box<Self> {
+        let message = Message::from(&PublishRef { publisher, ..*message });
+        Box::new(Self { message, delay_secs, expiry_secs })
+    }
+
     /// Its quality of service.
     pub(crate) fn qos(&self) -> QoS {
         self.message.as_publish().qos

@@ -1,5 +1,6 @@
 //! The `bench` subcommand: flags, progress, Ctrl-C. What it prints is made in
-//! [`report`](self::report), what it measures in [`crate::bench`].
+//! [`report`](self::report), what it measures in [`crate::bench`]; `bench crash` is in
+//! [`crash`](self::crash).
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -18,6 +19,8 @@ use super::signals::Signals;
 use crate::bench::{self, BrokerUrl, IntervalLog, Length, Plan, Progress, Shape, Target};
 use crate::mqtt::{QoS, Version};
 
+mod crash;
+mod raw_commit;
 mod report;
 
 /// Exit code of a run that was ended by Ctrl-C; what was measured until then is printed.
@@ -32,7 +35,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 #[command(args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub(super) struct Args {
     #[command(subcommand)]
-    command: Option<Hidden>,
+    command: Option<Other>,
 
     /// Which shape to measure; all four without one
     #[arg(value_enum)]
@@ -51,7 +54,8 @@ pub(super) struct Args {
     #[arg(long, requires = "url", value_name = "PID")]
     pid: Option<u32>,
 
-    /// Flags for the broker of our own, as `surgemq serve` has them
+    /// Flags for the broker of our own, as `surgemq serve` has them; {dir} becomes a new folder
+    /// below TMPDIR for each round, removed at its end
     #[arg(
         long,
         conflicts_with = "url",
@@ -101,6 +105,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 100)]
     inflight: u16,
 
+    /// What subscribers announce in 5.0: unacknowledged messages that they take
+    /// [default: --inflight]
+    #[arg(long, value_name = "N")]
+    receive_maximum: Option<u16>,
+
     /// Number of topics [default: one, or one for each pair]
     #[arg(short = 't', long, value_name = "N")]
     topics: Option<u32>,
@@ -142,6 +151,27 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     stalled: u32,
 
+    /// Subscribe with sessions that outlive the connection
+    #[arg(long)]
+    persistent: bool,
+
+    /// Make so many more sessions first that outlive their connection, subscribed as those of the
+    /// shape are, and leave: the broker queues for them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    offline: u32,
+
+    /// Leave out the subscribers of the shape, so that there are only those that are away
+    #[arg(long, requires = "offline")]
+    offline_only: bool,
+
+    /// Come back to the --offline sessions after the load, and see how fast the queues drain
+    #[arg(long, requires = "offline")]
+    resume: bool,
+
+    /// At the end, leave sessions that outlive their connection in the broker at --url
+    #[arg(long, requires = "url")]
+    keep_sessions: bool,
+
     /// How to print the results
     #[arg(short = 'o', long, value_enum, default_value = "text")]
     output: Output,
@@ -161,7 +191,9 @@ Exit codes:
   130  ended by Ctrl-C; what was measured until then is printed";
 
 #[derive(Debug, clap::Subcommand)]
-enum Hidden {
+enum Other {
+    /// Kill a broker again and again, and check that it keeps what it has acknowledged
+    Crash(Box<crash::Args>),
     /// Run the byte relay: the machine's own limit, to hold brokers against
     #[command(hide = true)]
     Relay {
@@ -169,6 +201,9 @@ enum Hidden {
         #[arg(long, default_value = "127.0.0.1:0")]
         bind: SocketAddr,
     },
+    /// Run the raw commit loop: the disk's own limit, to hold durable brokers against
+    #[command(hide = true)]
+    RawCommit(raw_commit::Args),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -227,8 +262,14 @@ enum Output {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if let Some(Hidden::Relay { bind }) = args.command {
-        return relay(bind);
+    match args.command {
+        None => {}
+        Some(Other::Crash(args)) => return crash::run(&args),
+        Some(Other::Relay { bind }) => return relay(bind),
+        Some(Other::RawCommit(args)) => {
+            raw_commit::run(args)?;
+            return Ok(ExitCode::SUCCESS);
+        }
     }
     let plans = args.plans()?;
     let target = args.target()?;
@@ -285,6 +326,7 @@ impl Args {
                 publish_qos: qos(self.pub_qos.unwrap_or(self.qos)),
                 subscribe_qos: qos(self.sub_qos.unwrap_or(self.qos)),
                 inflight: self.inflight,
+                receive_maximum: self.receive_maximum.unwrap_or(self.inflight),
                 topics: self.topics,
                 wildcards: self.wildcards,
                 version: self.protocol_version.into(),
@@ -295,6 +337,11 @@ impl Args {
                 churn: self.churn,
                 idle: self.idle,
                 stalled: self.stalled,
+                persistent: self.persistent,
+                offline: self.offline,
+                offline_only: self.offline_only,
+                resume: self.resume,
+                keep_sessions: self.keep_sessions,
                 log_interval: self.hdr.as_ref().map(|_| LOG_INTERVAL),
             })
         };
@@ -337,6 +384,15 @@ fn any_seed() -> u64 {
 
 /// The first Ctrl-C (or SIGTERM) ends the measurement, the second one the program.
 fn stop_on_signal(stop: Arc<AtomicBool>) -> io::Result<()> {
+    on_signals(move || {
+        if stop.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    })
+}
+
+/// Calls `then` at each Ctrl-C or SIGTERM, in a thread of its own.
+fn on_signals(then: impl Fn() + Send + 'static) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let mut signals = {
         let _inside = runtime.enter();
@@ -346,9 +402,7 @@ fn stop_on_signal(stop: Arc<AtomicBool>) -> io::Result<()> {
         runtime.block_on(async {
             loop {
                 signals.recv().await;
-                if stop.swap(true, Ordering::Relaxed) {
-                    std::process::exit(INTERRUPTED.into());
-                }
+                then();
             }
         });
     });

@@ -20,6 +20,7 @@ mod publish;
 mod rr;
 mod serve;
 mod signals;
+mod size;
 mod subscribe;
 
 /// An MQTT 3.1, 3.1.1 and 5.0 broker, its clients and a benchmark.

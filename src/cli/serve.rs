@@ -1,21 +1,27 @@
 //! `surgemq serve`: flags, the runtime, signals, the start-up line.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgAction, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::duration::{Span, parse_span};
 use super::logging::{LogFormat, LogLevel};
-use crate::broker::{Config, QueuePolicy};
+use super::size::parse_size;
+use crate::broker::{Config, QueuePolicy, Restored};
 use crate::mqtt::QoS;
-use crate::server::{Server, ServerError};
+use crate::server::{Builder, Server, ServerError};
+use crate::store::{self, Durability};
 
 /// An address could not be listened on.
 const EXIT_LISTEN: u8 = 3;
 /// Connections need more file descriptors than the system allows.
 const EXIT_DESCRIPTORS: u8 = 4;
+/// The data directory cannot be used.
+const EXIT_DATA_DIR: u8 = 5;
 /// How long stopping may take.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// The default of --max-connections: less if the system allows fewer descriptors.
@@ -24,10 +30,12 @@ const MAX_CONNECTIONS: usize = 100_000;
 const SPARE_DESCRIPTORS: u64 = 64;
 
 const AFTER_HELP: &str = "\
-Sizes and counts are plain numbers; durations are written 500ms, 10s, 5m, 2h, 7d or `never`.
+Sizes and counts are plain numbers (--max-disk also takes 512M, 16G, 1T); durations are written
+500ms, 10s, 5m, 2h, 7d or `never`.
 
 Exit codes: 0 stopped by SIGTERM or SIGINT; 1 failed while running; 2 wrong usage; 3 an address
-cannot be listened on; 4 fewer file descriptors than --max-connections asks for.";
+cannot be listened on; 4 fewer file descriptors than --max-connections asks for; 5 the data
+directory cannot be used.";
 
 /// Flags of `surgemq serve`. Every limit has its default from [`Config`].
 #[derive(Debug, clap::Args)]
@@ -52,8 +60,44 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 
+    #[command(flatten, next_help_heading = "Durability")]
+    disk: DiskArgs,
+
     #[command(flatten, next_help_heading = "Limits")]
     limits: Limits,
+}
+
+/// Where sessions live and how safe they are.
+#[derive(Debug, clap::Args)]
+struct DiskArgs {
+    /// Keep sessions, their queues and retained messages in this directory, over restarts and
+    /// crashes [default: in memory only]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// When a message counts as safe and is acknowledged: `commit`, when it is on disk;
+    /// `interval=MS`, when the system has it, and it is on disk so many milliseconds later at most;
+    /// `none`, when the system has it
+    #[arg(long, value_name = "MODE", default_value = "commit", value_parser = parse_durability,
+          requires = "data_dir")]
+    durability: Durability,
+    /// Bytes that the data directory may grow to
+    #[arg(long, value_name = "BYTES", default_value = "16G", value_parser = parse_size,
+          requires = "data_dir")]
+    max_disk: u64,
+}
+
+fn parse_durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "commit" => Ok(Durability::Commit),
+        "none" => Ok(Durability::None),
+        _ => text
+            .strip_prefix("interval=")
+            .map(|span| span.strip_suffix("ms").unwrap_or(span))
+            .and_then(|millis| millis.parse().ok())
+            .filter(|millis| *millis > 0)
+            .map(|millis| Durability::Interval(Duration::from_millis(millis)))
+            .ok_or_else(|| "expected commit, interval=MS or none".to_owned()),
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -200,14 +244,68 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, bind) if bind.is_empty() => vec!["127.0.0.1:1883".to_owned()],
         (None, bind) => bind,
     };
-    runtime.block_on(serve(config, &addresses, args.port.is_some()))
+    let connections = config.max_connections;
+    let builder = Server::builder().config(config);
+    let (server, where_kept) = match args.disk.open(builder) {
+        Ok(server) => server,
+        Err(error) => {
+            eprintln!("surgemq: {error}");
+            return Ok(ExitCode::from(EXIT_DATA_DIR));
+        }
+    };
+    let limits = format!("up to {connections} connections; {where_kept}");
+    runtime.block_on(serve(server, &addresses, args.port.is_some(), &limits))
 }
 
-async fn serve(config: Config, addresses: &[String], any: bool) -> anyhow::Result<ExitCode> {
+impl DiskArgs {
+    /// The server, with what was kept, and a phrase about where that is.
+    fn open(&self, builder: Builder) -> Result<(Server, String), ServerError> {
+        let Some(dir) = &self.data_dir else {
+            let phrase = "sessions and retained messages in memory only".to_owned();
+            return Ok((builder.build(), phrase));
+        };
+        let options = store::Options {
+            durability: self.durability,
+            max_disk: self.max_disk,
+            ..store::Options::default()
+        };
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(
+            ProgressStyle::with_template("reading {msg}  {bar:30} {bytes} of {total_bytes}, {eta}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_message(dir.display().to_string());
+        let (server, found) = builder.build_in(dir, &options, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })?;
+        bar.finish_and_clear();
+        if let Some(cut) = &found.cut {
+            tracing::error!("{cut}");
+        }
+        let Restored { sessions, deliveries, retained, .. } = found.restored;
+        let mode = match self.durability {
+            Durability::Commit => "commit".to_owned(),
+            Durability::Interval(every) => format!("interval={}", every.as_millis()),
+            Durability::None => "none".to_owned(),
+        };
+        let phrase = format!(
+            "durability {mode} in {}: {sessions} sessions, {deliveries} messages owed to them, \
+             {retained} retained",
+            dir.display()
+        );
+        Ok((server, phrase))
+    }
+}
+
+async fn serve(
+    server: Server,
+    addresses: &[String],
+    any: bool,
+    limits: &str,
+) -> anyhow::Result<ExitCode> {
     // Before the start-up line: whoever reads it may send a signal at once.
     let mut signals = super::signals::Signals::listen().context("cannot listen for signals")?;
-    let connections = config.max_connections;
-    let server = Server::builder().config(config).build();
     let mut listening = Vec::new();
     let mut failure = None;
     for address in addresses {
@@ -222,8 +320,7 @@ async fn serve(config: Config, addresses: &[String], any: bool) -> anyhow::Resul
         return Ok(ExitCode::from(EXIT_LISTEN));
     }
     println!(
-        "surgemq {} listening on {} (MQTT 3.1, 3.1.1, 5.0; up to {connections} connections; \
-         sessions and retained messages in memory only)",
+        "surgemq {} listening on {} (MQTT 3.1, 3.1.1, 5.0; {limits})",
         env!("CARGO_PKG_VERSION"),
         listening.join(", "),
     );

@@ -127,6 +127,7 @@ impl Serving {
         if self.port.is_broken() {
             return Poll::Ready(self.link.on_lost(&mut scratch.turn));
         }
+        self.link.release(&mut scratch.turn);
         self.poll_write(context, &mut scratch.turn);
         if self.link.is_asking() {
             if let Err(goodbye) = ready!(self.link.poll_answer(context, &mut scratch.turn)) {

@@ -29,8 +29,9 @@ mod port;
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
@@ -39,10 +40,11 @@ use tokio::sync::{mpsc, watch};
 pub use embedded::{Subscriber, SubscriberMessage};
 
 use crate::broker::{
-    Authenticator, Authorizer, Broker, Config, Millis, Providers, SessionsProvider, TICK_MS,
-    TopicsProvider, Turn,
+    Authenticator, Authorizer, Broker, Config, Journal, Millis, Providers, Recovered, Restored,
+    SessionsProvider, TICK_MS, TopicsProvider, Turn, UnknownRecord,
 };
 use crate::mqtt::{QoS, TopicError};
+use crate::store::{self, Store};
 use connection::Connection;
 
 /// Connections that the kernel completes before we accept them.
@@ -66,18 +68,36 @@ pub enum ServerError {
     /// The topic name or filter is not valid.
     #[error("'{0}' is not a valid topic: {1}")]
     Topic(String, TopicError),
+    /// The data directory cannot be used.
+    #[error("the data directory cannot be used: {0}")]
+    DataDir(#[from] store::OpenError),
+    /// What is in the data directory cannot be read.
+    #[error("the data directory {0} cannot be used: {1}")]
+    Unreadable(PathBuf, #[source] UnknownRecord),
     /// The broker refused.
     #[error("the broker refused: {0}")]
     Refused(String),
 }
 
-/// The server's clock: milliseconds since it was built.
+/// The server's clock: milliseconds since 1970 as the system had it when the server was built,
+/// going on steadily from there whatever becomes of the system's.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock(Instant);
+pub(crate) struct Clock {
+    began: Instant,
+    began_at: Millis,
+}
 
 impl Clock {
+    /// Starts at the system's time, but not before `earliest`, the time of what was left from an
+    /// earlier process: a machine may come up with its clock at zero.
+    fn start(earliest: Millis) -> Self {
+        let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let began_at = (system.as_millis() as Millis).max(earliest);
+        Self { began: Instant::now(), began_at }
+    }
+
     pub(crate) fn now(self) -> Millis {
-        self.0.elapsed().as_millis() as Millis
+        self.began_at + self.began.elapsed().as_millis() as Millis
     }
 }
 
@@ -152,9 +172,56 @@ impl Builder {
         self
     }
 
+    /// What survives the process: any implementation of [`Journal`]. [`build_in`](Self::build_in)
+    /// takes the built-in one.
+    #[must_use]
+    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
+        self.providers.journal = Some(journal);
+        self
+    }
+
+    /// The server, with sessions, queues and retained messages kept in a directory, and with what
+    /// is there from earlier processes. `progress` is told bytes read and bytes in all. This reads
+    /// the whole directory before it returns, so not to be called from a task.
+    ///
+    /// ```
+    /// use surgemq::server::Server;
+    /// use surgemq::store::Options;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let (server, found) =
+    ///     Server::builder().build_in(dir.path(), &Options::default(), &mut |_, _| {})?;
+    /// assert_eq!(found.restored.sessions, 0, "it is new");
+    /// # drop(server);
+    /// # Ok(()) }
+    /// ```
+    pub fn build_in(
+        mut self,
+        dir: &Path,
+        options: &store::Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(Server, Found), ServerError> {
+        let mut recovered = Recovered::default();
+        let opened = Store::open(dir, options, &mut recovered, progress)?;
+        let store = Arc::new(opened.store);
+        self.providers.journal = Some(Arc::clone(&store) as Arc<dyn Journal>);
+        let mut server = self.build_at(opened.last_written_ms);
+        let restored = server
+            .broker
+            .restore(recovered, server.clock.now())
+            .map_err(|error| ServerError::Unreadable(dir.to_owned(), error))?;
+        server.store = Some(store);
+        Ok((server, Found { restored, cut: opened.cut, bytes: opened.bytes }))
+    }
+
     /// The server. It listens nowhere yet.
     pub fn build(self) -> Server {
-        let clock = Clock(Instant::now());
+        self.build_at(0)
+    }
+
+    fn build_at(self, earliest: Millis) -> Server {
+        let clock = Clock::start(earliest);
         let broker = Arc::new(Broker::new(self.config, self.providers, random_seed()));
         let (alive, ended) = mpsc::channel(1);
         let (stopping, _) = watch::channel(false);
@@ -165,8 +232,20 @@ impl Builder {
             alive: Mutex::new(Some(alive)),
             ended: tokio::sync::Mutex::new(ended),
             ticking: Mutex::new(false),
+            store: None,
         }
     }
+}
+
+/// What was there when a server began in a data directory.
+#[derive(Debug)]
+pub struct Found {
+    /// What was taken up.
+    pub restored: Restored,
+    /// What was damaged and had to be cut off.
+    pub cut: Option<store::Cut>,
+    /// Bytes that were read.
+    pub bytes: u64,
 }
 
 fn random_seed() -> u64 {
@@ -184,6 +263,7 @@ pub struct Server {
     alive: Mutex<Option<mpsc::Sender<()>>>,
     ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
     ticking: Mutex<bool>,
+    store: Option<Arc<Store>>,
 }
 
 impl Server {
@@ -230,7 +310,8 @@ impl Server {
         Ok(())
     }
 
-    /// Publishes a message from inside this process, without a connection.
+    /// Publishes a message from inside this process, without a connection. It does not wait for the
+    /// disk: with a data directory the message is safe a moment later.
     pub fn publish(
         &self,
         topic: &str,
@@ -255,6 +336,10 @@ impl Server {
         drop(self.alive.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut ended = self.ended.lock().await;
         let _ = tokio::time::timeout(within, async { while ended.recv().await.is_some() {} }).await;
+        if let Some(store) = self.store.clone() {
+            // Nobody is there any more to wait for what is written now.
+            let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        }
     }
 
     fn begin_to_stop(&self) {

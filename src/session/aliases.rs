@@ -91,6 +91,11 @@ impl OutboundAliases {
         Assigned::New(alias)
     }
 
+    /// The alias for `topic` if it has one already.
+    pub fn known(&self, topic: &str) -> Assigned {
+        self.aliases.get(topic).map_or(Assigned::None, |alias| Assigned::Known(*alias))
+    }
+
     /// The packet of the last [`Assigned::New`], for `topic`, turned out not to be sendable: the
     /// alias is not set.
     pub fn take_back(&mut self, topic: &str) {

@@ -51,6 +51,11 @@ impl Inbound {
         Received::New
     }
 
+    /// A QoS 2 message that was handed on before this process began, and not released.
+    pub fn restore(&mut self, id: PacketId) {
+        self.unreleased.insert(id, Since::Before);
+    }
+
     /// The PUBACK of a QoS 1 message is about to leave.
     pub fn on_puback_sent(&mut self) {
         self.in_use = self.in_use.saturating_sub(1);

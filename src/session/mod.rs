@@ -14,4 +14,4 @@ mod outbound;
 
 pub use aliases::{AliasError, Assigned, InboundAliases, OutboundAliases};
 pub use inbound::{Inbound, Received};
-pub use outbound::{Outbound, OutboundError, PubRecOutcome, Resend};
+pub use outbound::{Exchange, Outbound, OutboundError, PubRecOutcome, Resend};

@@ -29,8 +29,9 @@ const IDS: usize = 65_535;
 #[derive(Debug)]
 pub struct Outbound<M> {
     slots: VecDeque<Slot<M>>,
-    /// The identifier of `slots[0]`, or the next one to hand out.
-    first: PacketId,
+    /// The number of `slots[0]`, or of the next exchange. All exchanges of a session are numbered
+    /// from 0; the packet identifier follows from the number.
+    first: u64,
     /// How many slots from the front were sent on this connection; the rest waits to be resent.
     sent: usize,
     /// How many slots from the front were looked at for PUBRELs to be repeated.
@@ -51,6 +52,33 @@ enum Slot<M> {
     AwaitPubcomp {
         counted: bool,
     },
+}
+
+impl<M> Slot<M> {
+    const fn message(&self) -> Option<&M> {
+        match self {
+            Self::AwaitPuback(message) | Self::AwaitPubrec(message) => Some(message),
+            Self::AwaitPubcomp { .. } | Self::Complete => None,
+        }
+    }
+
+    const fn message_mut(&mut self) -> Option<&mut M> {
+        match self {
+            Self::AwaitPuback(message) | Self::AwaitPubrec(message) => Some(message),
+            Self::AwaitPubcomp { .. } | Self::Complete => None,
+        }
+    }
+}
+
+/// An exchange that is taken up again with [`Outbound::restore`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exchange<M> {
+    /// QoS 1: the message was sent.
+    AwaitPuback(M),
+    /// QoS 2: the message was sent.
+    AwaitPubrec(M),
+    /// QoS 2: PUBREC came.
+    AwaitPubcomp,
 }
 
 /// The peer acknowledged what it could not.
@@ -87,13 +115,93 @@ impl<M> Outbound<M> {
     pub const fn new(receive_maximum: u16) -> Self {
         Self {
             slots: VecDeque::new(),
-            first: PacketId::FIRST,
+            first: 0,
             sent: 0,
             released: 0,
             outstanding: 0,
             live: 0,
             receive_maximum,
         }
+    }
+
+    /// Nothing in flight; the next exchange will have this number (see [`number`](Self::number)).
+    pub const fn starting_at(number: u64) -> Self {
+        let mut outbound = Self::new(0);
+        outbound.first = number;
+        outbound
+    }
+
+    /// The number of the exchange in flight that has this packet identifier. The exchanges of a
+    /// session are numbered as they begin, from 0; so the numbers, unlike the identifiers, say
+    /// which of two began first.
+    pub fn number(&self, id: PacketId) -> Option<u64> {
+        self.index(id).ok().map(|index| self.first + index as u64)
+    }
+
+    /// The number that the next exchange will have.
+    pub fn next_number(&self) -> u64 {
+        self.first + self.slots.len() as u64
+    }
+
+    /// The packet identifier of the exchange with this number.
+    pub fn id_of(number: u64) -> PacketId {
+        PacketId::new((number % IDS as u64) as u16 + 1).unwrap_or(PacketId::FIRST)
+    }
+
+    /// The identifier that the next exchange will have.
+    pub fn next_id(&self) -> PacketId {
+        self.id_at(self.slots.len())
+    }
+
+    /// Takes an exchange up that began earlier, before this process: it waits to be sent again.
+    /// To be called in the order of the numbers, before anything else. Gives the exchange back
+    /// when its number cannot be: it is not above the last one's, or too far from the first's.
+    pub fn restore(&mut self, number: u64, exchange: Exchange<M>) -> Result<(), Exchange<M>> {
+        if self.slots.is_empty() && number >= self.first {
+            self.first = number;
+        }
+        let next = self.next_number();
+        if number < next || number - self.first >= IDS as u64 {
+            return Err(exchange);
+        }
+        for _ in next..number {
+            self.slots.push_back(Slot::Complete);
+        }
+        self.slots.push_back(match exchange {
+            Exchange::AwaitPuback(message) => Slot::AwaitPuback(message),
+            Exchange::AwaitPubrec(message) => Slot::AwaitPubrec(message),
+            Exchange::AwaitPubcomp => Slot::AwaitPubcomp { counted: false },
+        });
+        self.live += 1;
+        Ok(())
+    }
+
+    /// The next message to be sent again, as far as the receive maximum allows one now.
+    pub fn peek_resend(&self) -> Option<&M> {
+        if self.outstanding >= self.receive_maximum {
+            return None;
+        }
+        self.unsent().next()
+    }
+
+    /// How many more exchanges the receive maximum allows now.
+    pub const fn room(&self) -> usize {
+        self.receive_maximum.saturating_sub(self.outstanding) as usize
+    }
+
+    /// The messages that still have to be sent again, oldest first.
+    pub fn unsent(&self) -> impl Iterator<Item = &M> {
+        self.slots.iter().skip(self.sent).filter_map(Slot::message)
+    }
+
+    /// The same, to be changed.
+    pub fn unsent_mut(&mut self) -> impl Iterator<Item = &mut M> {
+        self.slots.iter_mut().skip(self.sent).filter_map(Slot::message_mut)
+    }
+
+    /// All messages in flight, oldest first.
+    pub fn messages_mut(&mut self) -> impl Iterator<Item = &mut M> {
+        self.slots.iter_mut().filter_map(Slot::message_mut)
     }
 
     /// How many exchanges are in flight.
@@ -206,14 +314,22 @@ impl<M> Outbound<M> {
         self.resume(self.receive_maximum);
     }
 
-    /// The next thing to send again, or `None` when that is all, for now.
-    pub fn next_resend(&mut self) -> Option<Resend<'_, M>> {
-        // The receive maximum does not hold a PUBREL back [MQTT-3.3.4-10].
+    /// The next PUBREL to send again. The receive maximum does not hold it back
+    /// `[MQTT-3.3.4-10]`.
+    pub fn next_pubrel(&mut self) -> Option<PacketId> {
         while self.released < self.slots.len() {
             self.released += 1;
             if matches!(self.slots[self.released - 1], Slot::AwaitPubcomp { .. }) {
-                return Some(Resend::PubRel(self.id_at(self.released - 1)));
+                return Some(self.id_at(self.released - 1));
             }
+        }
+        None
+    }
+
+    /// The next thing to send again, or `None` when that is all, for now.
+    pub fn next_resend(&mut self) -> Option<Resend<'_, M>> {
+        if let Some(id) = self.next_pubrel() {
+            return Some(Resend::PubRel(id));
         }
         while matches!(self.slots.get(self.sent), Some(Slot::Complete | Slot::AwaitPubcomp { .. }))
         {
@@ -233,13 +349,18 @@ impl<M> Outbound<M> {
         }
     }
 
-    /// Gives up the message with this identifier as if the peer had refused it.
-    pub fn abandon(&mut self, id: PacketId) {
-        if let Ok(index) = self.index(id)
-            && matches!(self.slots[index], Slot::AwaitPuback(_) | Slot::AwaitPubrec(_))
-        {
-            self.slots[index] = Slot::Complete;
-            self.complete(index, index < self.sent);
+    /// Gives up the message with this identifier as if the peer had refused it, and gives it back.
+    pub fn abandon(&mut self, id: PacketId) -> Option<M> {
+        let index = self.index(id).ok()?;
+        match std::mem::replace(&mut self.slots[index], Slot::Complete) {
+            Slot::AwaitPuback(message) | Slot::AwaitPubrec(message) => {
+                self.complete(index, index < self.sent);
+                Some(message)
+            }
+            other => {
+                self.slots[index] = other;
+                None
+            }
         }
     }
 
@@ -262,26 +383,22 @@ impl<M> Outbound<M> {
 
     /// The messages in flight, oldest first.
     pub fn messages(&self) -> impl Iterator<Item = &M> {
-        self.slots.iter().filter_map(|slot| match slot {
-            Slot::AwaitPuback(message) | Slot::AwaitPubrec(message) => Some(message),
-            Slot::AwaitPubcomp { .. } | Slot::Complete => None,
-        })
+        self.slots.iter().filter_map(Slot::message)
     }
 
     /// The identifier of the oldest exchange in flight.
     pub fn oldest(&self) -> Option<PacketId> {
-        (!self.is_empty()).then_some(self.first)
+        (!self.is_empty()).then(|| self.id_at(0))
     }
 
     fn id_at(&self, index: usize) -> PacketId {
-        let zero_based = (usize::from(self.first.get()) - 1 + index) % IDS;
-        PacketId::new(zero_based as u16 + 1).unwrap_or(PacketId::FIRST)
+        Self::id_of(self.first + index as u64)
     }
 
     /// Where the exchange lies.
     fn index(&self, id: PacketId) -> Result<usize, OutboundError> {
-        let distance = usize::from(id.get()) + IDS - usize::from(self.first.get());
-        let index = distance % IDS;
+        let first = (self.first % IDS as u64) as usize;
+        let index = (usize::from(id.get()) - 1 + IDS - first) % IDS;
         if index < self.slots.len() { Ok(index) } else { Err(OutboundError::Unknown) }
     }
 
@@ -306,7 +423,7 @@ impl<M> Outbound<M> {
     fn trim(&mut self) {
         while let Some(Slot::Complete) = self.slots.front() {
             self.slots.pop_front();
-            self.first = self.first.next();
+            self.first += 1;
             self.sent = self.sent.saturating_sub(1);
             self.released = self.released.saturating_sub(1);
         }
@@ -412,6 +529,27 @@ mod tests {
         assert!(out.can_send());
         out.on_pubcomp(id(2)).expect("in step");
         assert!(out.is_empty());
+    }
+
+    #[test]
+    fn exchanges_are_taken_up_again_with_their_identifiers() {
+        // [MQTT-4.4.0-1]: the original packet identifiers.
+        let mut out = Outbound::starting_at(65_533);
+        out.restore(65_534, Exchange::AwaitPuback('a')).expect("in order");
+        out.restore(65_536, Exchange::AwaitPubcomp).expect("in order");
+        out.restore(65_537, Exchange::AwaitPubrec('b')).expect("in order");
+        assert!(out.restore(65_537, Exchange::AwaitPuback('c')).is_err(), "its number is taken");
+        assert!(out.restore(65_534 + 65_535, Exchange::AwaitPuback('c')).is_err(), "too far");
+        assert_eq!((out.len(), out.next_number()), (3, 65_538));
+        out.resume(10);
+        assert_eq!(out.peek_resend(), Some(&'a'));
+        assert_eq!(out.next_resend(), Some(Resend::PubRel(id(2))));
+        assert_eq!(out.next_resend(), Some(Resend::Publish(id(65_535), Q1, &mut 'a')));
+        assert_eq!(out.unsent_mut().collect::<Vec<_>>(), [&mut 'b']);
+        assert_eq!(out.next_resend(), Some(Resend::Publish(id(3), Q2, &mut 'b')));
+        assert_eq!(out.number(id(3)), Some(65_537));
+        assert_eq!(out.push(Q1, 'd'), Some(id(4)), "behind the last one");
+        assert_eq!(out.room(), 7);
     }
 
     #[test]

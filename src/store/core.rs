@@ -230,16 +230,6 @@ impl Core {
             Haste::Lazy => {}
         }
     }
-
-    fn hurry(&self, position: Position) {
-        let mut state = self.lock();
-        let position = position.min(state.end());
-        if state.urgent_end < position {
-            state.hurry(position);
-            self.urgent_end.store(position, Ordering::Release);
-            self.poke_writer(&mut state);
-        }
-    }
 }
 
 impl Journal for Core {
@@ -268,8 +258,21 @@ impl Journal for Core {
     fn wake_when_safe(&self, position: Position, outlet: &SharedOutlet) {
         if !self.waiters.add(position, outlet, || self.safe()) {
             outlet.wake();
-        } else if self.urgent_end.load(Ordering::Acquire) < position {
-            self.hurry(position); // it was appended lazily, and somebody waits all the same
+        } else {
+            self.hurry(position); // it may have been appended lazily
+        }
+    }
+
+    fn hurry(&self, position: Position) {
+        if self.urgent_end.load(Ordering::Acquire) >= position {
+            return;
+        }
+        let mut state = self.lock();
+        let position = position.min(state.end());
+        if state.urgent_end < position {
+            state.hurry(position);
+            self.urgent_end.store(position, Ordering::Release);
+            self.poke_writer(&mut state);
         }
     }
 

@@ -195,6 +195,10 @@ impl Journal for Store {
         self.core.safe()
     }
 
+    fn hurry(&self, position: Position) {
+        self.core.hurry(position);
+    }
+
     fn wake_when_safe(&self, position: Position, outlet: &SharedOutlet) {
         self.core.wake_when_safe(position, outlet);
     }

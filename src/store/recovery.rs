@@ -260,8 +260,13 @@ impl Reading<'_> {
             if let Some(end) = valid {
                 file.fate = if end > SEGMENT_HEADER { Fate::Keep { end } } else { Fate::Remove };
                 if end < file.size && limit.is_none() {
-                    let (bytes, file) = (file.size - end, segment_name(file.number));
-                    tracing::debug!(%file, bytes, "behind the last group");
+                    let (bytes, torn) = (file.size - end, is_torn(file, end).map_err(named)?);
+                    let file = segment_name(file.number);
+                    if torn {
+                        tracing::warn!(%file, offset = end, "the last write was not completed: cut off");
+                    } else {
+                        tracing::debug!(%file, bytes, "behind the last group");
+                    }
                 }
             }
         }
@@ -372,6 +377,17 @@ impl Reading<'_> {
         }
         Ok(Cut { file: segment_name(first.number), offset, bytes, segments: later.len() })
     }
+}
+
+/// Whether behind the valid part a group was begun. Otherwise there is only what the file was
+/// lengthened by, or what was left from its last use.
+fn is_torn(file: &Candidate, end: u64) -> io::Result<bool> {
+    let Head::Begun { start, .. } = file.head else { return Ok(false) };
+    let mut bytes = Bytes::new(file);
+    let Some(head) = bytes.get(end, GROUP_HEADER as usize)? else { return Ok(true) };
+    let head = head.split_first_chunk().map(|(head, _)| GroupHeader::decode(head));
+    let position = end - SEGMENT_HEADER + start;
+    Ok(head.is_some_and(|head| head.position == position && head.length > 0))
 }
 
 /// Does to the files what was decided.

@@ -3,9 +3,12 @@
 //! `SURGEMQ_TEST_BROKER=host:port` names a broker that takes the place of the common one. Tests
 //! that need flags are then skipped, since only our own broker understands them.
 //! `SURGEMQ_TEST_BINARY=path` starts another build of ours instead of the one cargo has made.
+//! With `SURGEMQ_TEST_DURABLE=1` every broker keeps its sessions in a data directory of its own.
+//! Those of [`Broker::durable`] always do, and can be stopped and started again on it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -28,6 +31,25 @@ struct Process {
     child: Child,
     output: Arc<Mutex<String>>,
     stopped: bool,
+    launch: Launch,
+}
+
+/// How a broker is started, and started again.
+pub(crate) struct Launch {
+    /// What comes before the binary: a command that runs it somewhere else.
+    wrapper: Vec<String>,
+    flags: Vec<String>,
+    dir: Option<PathBuf>,
+    _owned_dir: Option<tempfile::TempDir>,
+}
+
+/// How a broker is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// SIGKILL: it learns nothing of it.
+    Kill,
+    /// SIGTERM: it closes everything in order.
+    Term,
 }
 
 /// The broker that tests without special flags share. It dies with this process.
@@ -60,32 +82,133 @@ pub(crate) fn foreign() -> bool {
     std::env::var_os("SURGEMQ_TEST_BROKER").is_some()
 }
 
+/// Says that a test, or a part of it, cannot be made here.
+pub(crate) fn skipped(why: &str) {
+    use std::io::Write as _;
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    // Not eprintln!, which the test harness keeps to itself.
+    let _ = std::io::stderr().write_all(format!("skipped: {name}: {why}\n").as_bytes());
+}
+
 /// A broker with flags of its own, or `None` while another make of broker is tested.
 pub(crate) fn broker_with(flags: &[&str]) -> Option<Broker> {
     (!foreign()).then(|| Broker::spawn(flags))
 }
 
-impl Broker {
-    fn spawn(flags: &[&str]) -> Self {
-        let built = || env!("CARGO_BIN_EXE_surgemq").into();
-        let mut child = Command::new(std::env::var_os("SURGEMQ_TEST_BINARY").unwrap_or_else(built))
-            .args(["serve", "--bind", "127.0.0.1:0"])
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the broker's binary starts");
+/// The binary to test.
+pub(crate) fn binary() -> std::ffi::OsString {
+    let built = || env!("CARGO_BIN_EXE_surgemq").into();
+    std::env::var_os("SURGEMQ_TEST_BINARY").unwrap_or_else(built)
+}
+
+impl Launch {
+    fn new(flags: &[&str]) -> Self {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Self { wrapper: Vec::new(), flags, dir: None, _owned_dir: None }
+    }
+
+    /// On this data directory, which whoever calls this keeps.
+    pub(crate) fn on(dir: &Path, flags: &[&str]) -> Self {
+        Self { dir: Some(dir.to_owned()), ..Self::new(flags) }
+    }
+
+    /// On this one, which goes with the broker.
+    pub(crate) fn in_own(dir: tempfile::TempDir, flags: &[&str]) -> Self {
+        let launch = Self::on(dir.path(), flags);
+        Self { _owned_dir: Some(dir), ..launch }
+    }
+
+    /// By a command that ends by running what is appended to it.
+    pub(crate) fn by(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// The command, ready to be run.
+    pub(crate) fn command(&self) -> Command {
+        let mut words = self.wrapper.iter().map(Into::into).chain([binary()]);
+        let mut command = Command::new(words.next().expect("the binary at least"));
+        command.args(words).args(["serve", "--bind", "127.0.0.1:0"]).args(&self.flags);
+        if let Some(dir) = &self.dir {
+            command.arg("--data-dir").arg(dir);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts it; the address is what it says.
+    pub(crate) fn start(self) -> Broker {
+        let mut child = self.command().spawn().expect("the broker's binary starts");
         let output = Arc::new(Mutex::new(String::new()));
         let (found, address) = channel();
         follow(child.stdout.take().expect("piped"), output.clone(), found.clone());
         follow(child.stderr.take().expect("piped"), output.clone(), found);
         let address = address.recv_timeout(PATIENCE).unwrap_or_else(|_| {
             let _ = child.kill();
-            panic!("no address from {flags:?}; it said: {}", output.lock().expect("no panic"))
+            let _ = child.wait();
+            panic!(
+                "no address from {:?}; it said: {}",
+                self.flags,
+                output.lock().expect("no panic")
+            )
         });
-        let process = Process { child, output, stopped: false };
-        Self { address, process: Some(Mutex::new(process)) }
+        let process = Process { child, output, stopped: false, launch: self };
+        Broker { address, process: Some(Mutex::new(process)) }
+    }
+}
+
+impl Broker {
+    fn spawn(flags: &[&str]) -> Self {
+        match std::env::var_os("SURGEMQ_TEST_DURABLE") {
+            Some(_) => Launch::in_own(temporary(), flags).start(),
+            None => Launch::new(flags).start(),
+        }
+    }
+
+    /// A broker on a data directory of its own, or `None` while another make of broker is tested.
+    pub(crate) fn durable(flags: &[&str]) -> Option<Self> {
+        (!foreign()).then(|| Launch::in_own(temporary(), flags).start())
+    }
+
+    /// Stops it. Its data directory stays as it is.
+    pub(crate) fn stop(&mut self, how: Stop) {
+        let process = self.process.as_mut().expect("our own").get_mut().expect("no panic");
+        match how {
+            Stop::Kill => process.child.kill().expect("it runs"),
+            Stop::Term => {
+                let pid = rustix::process::Pid::from_child(&process.child);
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+            }
+        }
+        process.stopped = true;
+        let status = self.exit_status();
+        assert!(how == Stop::Kill || status.success(), "{status}: {}", self.output());
+    }
+
+    /// Starts it again after [`stop`](Self::stop).
+    pub(crate) fn start_again(&mut self) {
+        let process = self.process.take().expect("our own").into_inner().expect("no panic");
+        assert!(process.stopped, "it still runs");
+        *self = process.launch.start();
+    }
+
+    /// Stops it and starts it again, on the same data directory.
+    pub(crate) fn restart(&mut self, how: Stop) {
+        self.stop(how);
+        self.start_again();
+    }
+
+    /// Its data directory.
+    pub(crate) fn dir(&self) -> PathBuf {
+        let process = self.process.as_ref().expect("our own").lock().expect("no panic");
+        process.launch.dir.clone().expect("it has one")
+    }
+
+    /// Everything it has printed and logged since it was started.
+    pub(crate) fn output(&self) -> String {
+        let process = self.process.as_ref().expect("our own").lock().expect("no panic");
+        let output = process.output.lock().expect("no panic");
+        output.clone()
     }
 
     /// A bare connection.
@@ -175,6 +298,10 @@ impl Drop for Broker {
             assert!(!died, "the broker died: {}", process.output.lock().expect("no panic"));
         }
     }
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
 }
 
 /// Reads lines for as long as there are any, and finds the address among them.

@@ -12,6 +12,7 @@ mod peer;
 mod wire;
 
 mod connect;
+mod durable;
 mod exactly_once;
 mod flow_control;
 mod hostile;

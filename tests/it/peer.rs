@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::broker::{PATIENCE, foreign};
+use crate::broker::{PATIENCE, foreign, topic};
 use crate::wire::{
     Ack, Codes, Connack, Encode, Filters, PINGREQ, Packet, Publish, V5, Version, disconnect,
     puback, pubcomp, publish, pubrec, pubrel, subscribe, take_packet, unsubscribe,
@@ -256,6 +256,18 @@ impl Peer {
         assert_eq!(self.next(), Some(Packet::Pingresp), "expected nothing before the PINGRESP");
     }
 
+    /// Its session is owed nothing more than what it has received: a message that it sends to
+    /// itself now comes next. Unlike a PINGRESP that one waits behind whatever has to be fetched
+    /// from a disk first; but there must be room for it to be in flight.
+    #[track_caller]
+    pub(crate) fn expect_nothing_owed(&mut self) {
+        let end = topic();
+        self.publish_to_itself(&end);
+        let got = self.expect_publish(&end, "end");
+        self.ack(&got);
+        self.unsubscribe(&end);
+    }
+
     // Longer scripts.
 
     /// Subscribes to one filter and waits for the grant.
@@ -346,6 +358,33 @@ impl Peer {
     pub(crate) fn leave(mut self) {
         self.send(disconnect());
         self.expect_closed();
+    }
+
+    /// Everything that its session is owed, each acknowledged, in the order in which it comes.
+    #[track_caller]
+    pub(crate) fn drain(&mut self) -> Vec<Publish> {
+        let end = topic();
+        self.publish_to_itself(&end);
+        let mut all = Vec::new();
+        loop {
+            let got = match self.next() {
+                Some(Packet::Publish(got)) => got,
+                other => panic!("{other:?}"),
+            };
+            self.ack(&got);
+            if got.topic == end {
+                self.unsubscribe(&end);
+                return all;
+            }
+            all.push(got);
+        }
+    }
+
+    /// Sends itself a message that comes behind all that waits.
+    #[track_caller]
+    fn publish_to_itself(&mut self, topic: &str) {
+        self.subscribe(topic, 1);
+        self.publish(topic, "end", 1);
     }
 
     /// Breaks the connection without a word.

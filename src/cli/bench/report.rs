@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use crate::bench::{Percentiles, PlanReport, Report, Round, ShapeReport};
+use crate::bench::{Percentiles, PlanReport, Report, ResumeReport, Round, ShapeReport};
 
 /// Width of the longest bar of a histogram.
 const BAR: f64 = 40.0;
@@ -25,15 +25,15 @@ impl Style {
         Self { colour: io::stderr().is_terminal() && may_colour() }
     }
 
-    fn bold(self, text: &str) -> String {
+    pub(super) fn bold(self, text: &str) -> String {
         self.wrap("1", text)
     }
 
-    fn yellow(self, text: &str) -> String {
+    pub(super) fn yellow(self, text: &str) -> String {
         self.wrap("33", text)
     }
 
-    fn red(self, text: &str) -> String {
+    pub(super) fn red(self, text: &str) -> String {
         self.wrap("31", text)
     }
 
@@ -102,6 +102,9 @@ fn detail(shape: &ShapeReport, style: Style, out: &mut impl Write) -> io::Result
     if let Some(churn) = round.churn_per_s {
         line("churn", &format!("{churn:.0} subscriptions made and unmade per second"))?;
     }
+    if let Some(resume) = &round.resume {
+        line("resumed", &resumed(resume))?;
+    }
     latencies(round, style, out)
 }
 
@@ -126,11 +129,36 @@ fn headline(plan: &PlanReport) -> String {
     if plan.wildcards > 0.0 {
         text += &format!(", {:.0} % of filters with wildcards", plan.wildcards * 100.0);
     }
+    if plan.persistent {
+        text += ", persistent sessions";
+    }
+    if plan.offline > 0 {
+        let only = if plan.offline_only { " only" } else { "" };
+        text += &format!(", {} offline{only}", plan.offline);
+    }
     match plan.rate {
         Some(rate) => text += &format!(", {} messages/s", count(rate)),
         None => text += ", unthrottled",
     }
     text + &format!(" (seed {})", plan.seed)
+}
+
+fn resumed(resume: &ResumeReport) -> String {
+    let mut text = format!(
+        "{} sessions got {} messages, {}/s, {} lost, {} twice, {} out of order",
+        resume.sessions,
+        resume.delivered,
+        count(resume.delivered_per_s),
+        resume.lost,
+        resume.duplicates,
+        resume.out_of_order
+    );
+    let memory = (resume.rss_before_bytes, resume.rss_peak_bytes, resume.rss_after_bytes);
+    if let (Some(before), Some(peak), Some(after)) = memory {
+        let [before, peak, after] = [before, peak, after].map(|value| bytes(value as f64));
+        text += &format!("; memory of the broker {before}, {peak} at most, {after} after");
+    }
+    text
 }
 
 /// Lowest and highest round, where there are several.
@@ -144,8 +172,11 @@ fn spread(rounds: &[Round]) -> String {
 }
 
 fn has_faults(round: &Round) -> bool {
+    let resumed = round.resume.as_ref();
+    let resumed = resumed.map_or(0, |one| one.lost + one.duplicates + one.out_of_order);
     round.lost + round.duplicates + round.out_of_order + round.refused + round.broken_connections
         > 0
+        || resumed > 0
 }
 
 fn faults(round: &Round) -> String {
@@ -243,6 +274,8 @@ fn table(shapes: &[ShapeReport], style: Style, out: &mut impl Write) -> io::Resu
         "order",
         "CPU each",
     );
+    let acknowledged = shapes.iter().any(|shape| shape.plan.publish_qos > 0);
+    let head = if acknowledged { format!("{head}{:>11}", "ack. p99") } else { head };
     writeln!(out, "{}", style.bold(head.trim_end()))?;
     for shape in shapes {
         let round = &shape.summary;
@@ -264,6 +297,10 @@ fn table(shapes: &[ShapeReport], style: Style, out: &mut impl Write) -> io::Resu
             round.out_of_order,
             round.broker.as_ref().map_or("-".to_owned(), |cost| cpu(cost.cpu_us_per_delivery)),
         );
+        let line = match &round.latency.acknowledgement {
+            Some(all) => format!("{line}{:>11}", time(all.p99_us)),
+            None => line,
+        };
         writeln!(out, "{}", if has_faults(round) { style.red(&line) } else { line })?;
     }
     let peak = shapes.iter().filter_map(|shape| shape.summary.broker.as_ref());
