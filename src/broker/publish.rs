@@ -178,13 +178,15 @@ impl Broker {
         along: &Along,
         turn: &mut Turn,
     ) -> Outcome {
-        let recorded = self.record(message, route, along, turn);
+        let recorded =
+            self.journal().and_then(|journal| self.record(journal, message, route, along, turn));
         for (at, target) in route.targets.iter().enumerate() {
+            let record = recorded.as_ref().and_then(|recorded| recorded.target(at));
             let mut state = target.session.lock();
-            self.deliver_to_target(message, target, recorded.target(at), &mut state, turn);
+            self.deliver_to_target(message, target, record, &mut state, turn);
         }
         for (at, group) in route.groups.iter().enumerate() {
-            match recorded.members.get(at) {
+            match recorded.as_ref().and_then(|recorded| recorded.members.get(at)) {
                 Some(Some((member, record))) => {
                     group.deliver_to((member, *record), self, message, turn);
                 }

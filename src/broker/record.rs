@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::Broker;
 use super::durable;
-use super::journal::{Batch, Haste, RecordId};
+use super::journal::{Batch, Haste, Journal, RecordId};
 use super::kept::Place;
 use super::message::{LazyMessage, PublishRef};
 use super::records::{DeliveryRecord, Record, Step};
@@ -96,26 +96,27 @@ impl Broker {
             || route.groups.iter().any(|group| group.any(|m| wants(m.session(), m.qos)))
     }
 
-    /// Appends to the journal what of the message has to be there.
+    /// Appends to the journal what of the message has to be there, if anything.
     pub(crate) fn record(
         &self,
+        journal: &Arc<dyn Journal>,
         message: &mut LazyMessage<'_>,
         route: &Route,
         along: &Along,
         turn: &mut Turn,
-    ) -> Recorded {
+    ) -> Option<Recorded> {
         let publish = message.publish;
         let is_of_use = publish.qos > QoS::AtMostOnce || along.retained || along.replaced.is_some();
-        let Some(journal) = self.journal().filter(|_| is_of_use) else {
-            return Recorded::default();
-        };
+        if !is_of_use {
+            return None;
+        }
         if !along.has_room {
             // Nobody waits for an answer, or the message would have been refused. What is there
             // gets it all the same, and it is lost with this process.
             if let Some(replaced) = along.replaced {
                 durable::append(&**journal, Haste::Lazy, |batch| batch.delete(replaced));
             }
-            return Recorded::default();
+            return None;
         }
         let mut recorded = Recorded::default();
         let mut count = 0;
@@ -130,7 +131,7 @@ impl Broker {
         }
         let is_stored = count > 0 || along.retained;
         if !is_stored && along.received.is_none() && along.replaced.is_none() {
-            return recorded;
+            return Some(recorded);
         }
         let mut ids = Identifiers(journal.reserve(count + 2));
         // Whoever waits for it hurries it, once for all messages of a turn.
@@ -163,7 +164,7 @@ impl Broker {
         if let Some(position) = position.filter(|_| publish.qos > QoS::AtMostOnce) {
             turn.wait_for_disk(position);
         }
-        recorded
+        Some(recorded)
     }
 
     /// Puts one more delivery of a message, of which others may be on disk already; `instead` of

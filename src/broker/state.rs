@@ -342,7 +342,9 @@ impl State {
     /// so in `wants_load`.
     pub(crate) fn pump(&mut self, config: &Config, now: Millis, tally: &mut Tally) {
         self.wants_load = false;
-        self.pump_resends(config, now, tally);
+        if !self.outbound.is_caught_up() {
+            self.pump_resends(config, now, tally);
+        }
         if self.wants_load || self.queue.is_empty() || self.link.is_none() {
             return;
         }
