@@ -18,6 +18,9 @@ use super::subscription::Subscription;
 use super::will::Will;
 use crate::mqtt::PacketId;
 
+/// Steps of one batch where there may be very many: others wait while it is appended.
+const CHUNK: usize = 1000;
+
 thread_local! {
     static BATCH: RefCell<Batch> = RefCell::new(Batch::default());
 }
@@ -129,11 +132,13 @@ impl Durable {
 
     /// These deliveries wait in the queue.
     pub(crate) fn put_queued(&self, deliveries: &[Kept]) {
-        append(&*self.journal, Haste::Lazy, |batch| {
-            for kept in deliveries {
-                kept.put_step(self.record, Step::Queued, batch);
-            }
-        });
+        for some in deliveries.chunks(CHUNK) {
+            append(&*self.journal, Haste::Lazy, |batch| {
+                for kept in some {
+                    kept.put_step(self.record, Step::Queued, batch);
+                }
+            });
+        }
     }
 
     /// PUBREC came. The position is to be waited for before PUBREL leaves: the client forgets the
@@ -170,6 +175,11 @@ impl Durable {
         self.received.insert(packet_id, record);
     }
 
+    /// The message came to nothing, and its identifier was never put.
+    pub(crate) fn take_back_received(&mut self, id: PacketId) {
+        self.received.remove(&id);
+    }
+
     /// PUBREL came: what has to be safe before PUBCOMP leaves, if anything.
     pub(crate) fn release_received(&mut self, id: PacketId) -> Option<Position> {
         let record = self.received.remove(&id)?;
@@ -186,12 +196,14 @@ impl Durable {
     /// The session has ended: its record is deleted, and all that belongs to it is void.
     pub(crate) fn end(self, others: impl Iterator<Item = RecordId>) -> Position {
         let Self { record, journal, released, received } = self;
-        append(&*journal, Haste::Now, |batch| {
-            batch.delete(record);
-            others.chain(released.into_values()).chain(received.into_values()).for_each(|id| {
-                batch.forget(id);
+        let position = append(&*journal, Haste::Now, |batch| batch.delete(record));
+        let mut rest =
+            others.chain(released.into_values()).chain(received.into_values()).peekable();
+        while rest.peek().is_some() {
+            append(&*journal, Haste::Lazy, |batch| {
+                rest.by_ref().take(CHUNK).for_each(|id| batch.forget(id));
             });
-        })
-        .unwrap_or(0)
+        }
+        position.unwrap_or(0)
     }
 }

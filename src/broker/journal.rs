@@ -117,6 +117,9 @@ impl Batch {
         if self.bodies.capacity() > 1024 * 1024 {
             self.bodies = Vec::new(); // one large message must not cost memory for ever
         }
+        if self.operations.capacity() > 16 * 1024 {
+            self.operations = Vec::new();
+        }
     }
 }
 

@@ -5,13 +5,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use smallvec::SmallVec;
 
 use super::Millis;
 use super::journal::{Batch, Journal, RecordId};
 use super::message::{Framing, LazyMessage, Message};
+use super::record::share_text;
 use super::records::{DeliveryRecord, Step};
 use super::session::Terms;
 use super::shared::ShareGroup;
@@ -24,12 +25,19 @@ pub(crate) struct Place {
     id: RecordId,
     /// The record that says that it is retained; 0: it is not.
     retained: AtomicU64,
+    /// It could not be read: another start may be able to.
+    is_kept: AtomicBool,
     journal: Arc<dyn Journal>,
 }
 
 impl Place {
     pub(crate) fn new(id: RecordId, journal: &Arc<dyn Journal>) -> Arc<Self> {
-        Arc::new(Self { id, retained: AtomicU64::new(0), journal: Arc::clone(journal) })
+        Arc::new(Self {
+            id,
+            retained: AtomicU64::new(0),
+            is_kept: AtomicBool::new(false),
+            journal: Arc::clone(journal),
+        })
     }
 
     /// The message's record.
@@ -49,7 +57,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.journal.forget(self.id);
+        if !self.is_kept.load(Ordering::Relaxed) {
+            self.journal.forget(self.id);
+        }
     }
 }
 
@@ -200,6 +210,9 @@ impl Kept {
     pub(crate) fn load(&mut self, place: &Arc<Place>, message: Option<&Arc<Message>>) -> bool {
         match &self.body {
             Body::Stored(own) if Arc::ptr_eq(own, place) => {
+                if message.is_none() {
+                    place.is_kept.store(true, Ordering::Relaxed);
+                }
                 self.body = message.map_or(Body::Lost, |message| Body::Here(Arc::clone(message)));
                 true
             }
@@ -216,7 +229,7 @@ impl Kept {
             qos: self.qos,
             retain: self.retain,
             subscription_ids: SmallVec::from_slice(self.subscription_ids()),
-            share: self.share().map_or("", |group| group.text()),
+            share: share_text(self.share()),
             step,
         };
         batch.put(record, |out| delivery.encode(out));

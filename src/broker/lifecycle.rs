@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::connect::Admission;
 use super::durable::Durable;
+use super::journal::Position;
 use super::link::disconnect_packet;
 use super::mailbox::{Attachment, LinkState};
 use super::outlet::Order;
@@ -84,6 +85,7 @@ impl Broker {
         turn: &mut Turn,
         attachment: impl FnOnce(bool) -> Attachment,
     ) -> Option<(Arc<Session>, u64)> {
+        let mut ended_at = 0;
         loop {
             if expiry_secs > 0 && !self.has_room_for(&admission.client_id) {
                 return None;
@@ -102,7 +104,7 @@ impl Broker {
             if used && !present {
                 // [MQTT-3.1.2-4] (clean start), or the old one ends with its connection.
                 drop(state);
-                self.end_session(&session, None, turn);
+                ended_at = ended_at.max(self.end_session(&session, None, turn).unwrap_or(0));
                 continue;
             }
             let overdue = state.take_due_will(turn.now);
@@ -116,8 +118,8 @@ impl Broker {
             }
             state.attach(attachment(present), self.config(), turn.now, &mut turn.tally);
             let epoch = state.epoch;
-            let position = state.put(session.client_id());
-            if let (Some(position), Some(link)) = (position, &mut state.link) {
+            let position = state.put(session.client_id()).unwrap_or(0).max(ended_at);
+            if let Some(link) = state.link.as_mut().filter(|_| position > 0) {
                 link.open_at(position);
                 session.await_disk(&mut state, self);
             }
@@ -265,7 +267,7 @@ impl Broker {
             if let Some(will) = due {
                 self.publish_due_will(&session, &will, turn);
             }
-            if over.is_some() && self.end_session(&session, over, turn) {
+            if over.is_some() && self.end_session(&session, over, turn).is_some() {
                 self.stats().client_expired();
             }
         }
@@ -273,18 +275,19 @@ impl Broker {
 
     /// Ends a session for good: its subscriptions, its messages and its will, which is published
     /// now `[MQTT-3.1.3.2-2]`. With an `epoch` only if no connection has come since that one.
-    /// False when there was nothing to end.
+    /// `None` when there was nothing to end; otherwise what has to be safe before anybody may rely
+    /// on it.
     pub(crate) fn end_session(
         &self,
         session: &Arc<Session>,
         epoch: Option<u64>,
         turn: &mut Turn,
-    ) -> bool {
+    ) -> Option<Position> {
         let (displaced, will, subscriptions, orphans, records) = {
-            let mut state = session.lock_between_writes();
+            let mut state = session.lock_between_turns();
             let came_back = epoch.is_some_and(|epoch| state.epoch != epoch || state.link.is_some());
             if state.ended || came_back {
-                return false;
+                return None;
             }
             // The session ends too, so a delay does not hold the will back.
             let will = state.will.take();
@@ -315,16 +318,16 @@ impl Broker {
         }
         // Only now: what went to others must be on disk as theirs before it is void here.
         let (durable, queue, outbound) = records;
-        if let Some(durable) = durable {
+        let position = durable.map_or(0, |durable| {
             let in_flight = outbound.messages().flatten().filter_map(|kept| kept.record);
             let queued = queue.iter().filter_map(|kept| kept.record);
             let subscribed = subscriptions.iter().filter_map(|subscription| subscription.record());
-            durable.end(in_flight.chain(queued).chain(subscribed));
-        }
+            durable.end(in_flight.chain(queued).chain(subscribed))
+        });
         if let Some(displaced) = displaced {
             self.settle(displaced, turn);
         }
-        true
+        Some(position)
     }
 
     /// Publishes the wills of all connected clients, because their connections are about to be

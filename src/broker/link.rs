@@ -41,6 +41,8 @@ pub struct Link {
     held_by: Vec<Arc<Session>>,
     /// What it sent last had to go to disk: when the disk is behind, it pauses.
     burdens_disk: bool,
+    /// It is not read because too many answers to it wait for the disk.
+    answers_wait: bool,
 }
 
 enum Phase {
@@ -130,6 +132,7 @@ impl Broker {
             phase: Phase::Fresh,
             held_by: Vec::new(),
             burdens_disk: false,
+            answers_wait: false,
         }
     }
 
@@ -160,7 +163,7 @@ impl Link {
         };
         let handled = began.and_then(|()| self.handle(bytes, &mut at, turn));
         if let Phase::Open(open) = &self.phase {
-            self.burdens_disk = turn.gate > 0;
+            self.burdens_disk = turn.burdens_disk;
             open.flush_answers(&self.broker, turn);
             open.end_turn(turn);
         }
@@ -182,6 +185,9 @@ impl Link {
                     *at += frame.len;
                     turn.tally.packets_received += 1;
                     self.on_connect(&frame, turn)?;
+                    if let Phase::Open(open) = &self.phase {
+                        open.begin_turn(turn)?; // what came behind CONNECT is part of one
+                    }
                 }
                 // The peer may send on before CONNACK; it is read when the answer is there.
                 Phase::Asking(_) | Phase::Closed => return Ok(false),
@@ -254,13 +260,15 @@ impl Link {
             return true;
         }
         // A peer that sends and does not read must not make us keep all of its answers.
-        !self.held_by.is_empty()
-            || matches!(&self.phase, Phase::Open(open) if open.session.hold_own(open.epoch, config))
+        let own =
+            matches!(&self.phase, Phase::Open(open) if open.session.hold_own(open.epoch, config));
+        self.answers_wait = own && self.session().is_some_and(|session| session.is_held());
+        own || !self.held_by.is_empty()
     }
 
     /// Whether others are the reason why it is not read: then its silence is not its own.
     pub fn is_held_by_others(&self) -> bool {
-        !self.held_by.is_empty() || self.is_behind()
+        !self.held_by.is_empty() || self.answers_wait || self.is_behind()
     }
 
     fn is_behind(&self) -> bool {
@@ -427,8 +435,7 @@ impl Open {
     /// What comes now is handled before another connection gets the session: or a message that
     /// this one has begun to route could be overtaken by the next one's `[MQTT-4.6.0-5]`.
     fn begin_turn(&self, turn: &mut Turn) -> Result<(), Cause> {
-        turn.gate = 0;
-        turn.is_holding = false;
+        turn.begin_packets();
         if let Some(link) = self.own_session()?.link_of(self.epoch) {
             link.in_turn = true;
             turn.is_holding = link.is_holding();

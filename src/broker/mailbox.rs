@@ -73,8 +73,8 @@ struct Held {
     opening: Position,
     /// Retained messages come behind the SUBACK that waits for this.
     replay_after: Position,
-    /// The journal will wake the connection.
-    is_registered: bool,
+    /// The journal will wake the connection when it has come so far; 0: it was not asked.
+    registered: Position,
 }
 
 /// Which lane a PUBLISH takes.
@@ -257,13 +257,19 @@ impl LinkState {
     pub(crate) fn registers(&mut self) -> Option<Position> {
         let position = self.waits_for()?;
         let held = self.held.as_mut()?;
-        (!std::mem::replace(&mut held.is_registered, true)).then_some(position)
+        if held.registered > 0 {
+            return None;
+        }
+        held.registered = position;
+        Some(position)
     }
 
     /// The journal has come to `safe`: what waited for that may leave.
     pub(crate) fn release(&mut self, safe: Position) {
         let Some(held) = &mut self.held else { return };
-        held.is_registered = false;
+        if held.registered <= safe {
+            held.registered = 0;
+        }
         if held.opening <= safe {
             held.opening = 0;
         }
@@ -357,9 +363,10 @@ mod tests {
         assert_eq!(link.registers(), None, "once is enough");
         link.release(9);
         assert_eq!((link.waiting(), link.backlog()), (0, 3));
-        assert_eq!(link.registers(), Some(10), "the journal forgot it");
+        assert_eq!(link.registers(), None, "it still will");
         link.release(10);
         assert_eq!((&link.outbox[..], link.is_holding()), (&b"ab"[..], true));
+        assert_eq!(link.registers(), Some(20));
         link.hold(b"d", 20);
         link.release(20);
         assert_eq!((&link.outbox[..], link.is_holding()), (&b"abcd"[..], false));

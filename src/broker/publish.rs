@@ -129,11 +129,14 @@ impl Broker {
         let mut message = LazyMessage::new(publish);
         let retains = publish.retain && self.config().retain_available;
         let on_disk = retains && !is_own(publish.topic);
-        let mut along = Along { retained: on_disk, replaced: None, received: origin.received };
-        if origin.may_refuse
-            && self.journal().is_some_and(|journal| !journal.has_room())
-            && self.is_durable(&publish, route, &along)
-        {
+        let mut along = Along {
+            // Clearing makes room.
+            retained: on_disk && !publish.payload.is_empty(),
+            has_room: self.journal().is_none_or(|journal| journal.has_room()),
+            replaced: None,
+            received: origin.received,
+        };
+        if origin.may_refuse && !along.has_room && self.is_durable(&publish, route, &along) {
             return Outcome::NoRoom;
         }
         if !retains {
@@ -152,6 +155,10 @@ impl Broker {
             }
             along.retained = on_disk && outcome == Retained::Stored;
             along.replaced = replaced.and_then(|message| message.place()?.retained());
+            if on_disk && outcome == Retained::Cleared && publish.qos > QoS::AtMostOnce {
+                // Also when there is nothing to clear: who cleared it may wait for the disk still.
+                turn.wait_for_disk(self.journal().map_or(0, |journal| journal.end()));
+            }
             // Retain before match: who subscribed, and was sent the older value, while we waited
             // for the store must get this one.
             if self.topics().is_current(&route.stamp) {
@@ -171,13 +178,15 @@ impl Broker {
         along: &Along,
         turn: &mut Turn,
     ) -> Outcome {
-        let recorded = self.record(message, route, along, turn);
+        let recorded =
+            self.journal().and_then(|journal| self.record(journal, message, route, along, turn));
         for (at, target) in route.targets.iter().enumerate() {
+            let record = recorded.as_ref().and_then(|recorded| recorded.target(at));
             let mut state = target.session.lock();
-            self.deliver_to_target(message, target, recorded.target(at), &mut state, turn);
+            self.deliver_to_target(message, target, record, &mut state, turn);
         }
         for (at, group) in route.groups.iter().enumerate() {
-            match recorded.members.get(at) {
+            match recorded.as_ref().and_then(|recorded| recorded.members.get(at)) {
                 Some(Some((member, record))) => {
                     group.deliver_to((member, *record), self, message, turn);
                 }
@@ -498,7 +507,7 @@ impl Open {
             (Some(id), QoS::AtLeastOnce) => self.acknowledge(PacketType::PubAck, id, reason, turn),
             (Some(id), QoS::ExactlyOnce) => {
                 if reason.is_error() && self.version.is_v5() {
-                    self.own_session()?.on_pubrel(id); // [MQTT-4.3.3-9]
+                    self.own_session()?.take_back(id); // [MQTT-4.3.3-9]
                 }
                 self.acknowledge(PacketType::PubRec, id, reason, turn);
             }
@@ -539,7 +548,7 @@ impl Open {
     /// and will come again.
     fn leave_unanswered(&self, publish: &Publish<'_>) -> Result<(), Cause> {
         if let Some(id) = publish.packet_id.filter(|_| publish.qos == QoS::ExactlyOnce) {
-            self.own_session()?.on_pubrel(id);
+            self.own_session()?.take_back(id);
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::Broker;
 use super::durable;
-use super::journal::{Batch, Haste, RecordId};
+use super::journal::{Batch, Haste, Journal, RecordId};
 use super::kept::Place;
 use super::message::{LazyMessage, PublishRef};
 use super::records::{DeliveryRecord, Record, Step};
@@ -24,11 +24,16 @@ use super::subscription::Subscription;
 use super::turn::Turn;
 use crate::mqtt::{PacketId, QoS};
 
+/// The longest text of a share group that a delivery carries, in bytes.
+const SHARE_TEXT: usize = 256;
+
 /// What else goes to disk together with a message.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Along {
     /// It is retained.
     pub(crate) retained: bool,
+    /// Whether the disk had room when it was decided to take the message.
+    pub(crate) has_room: bool,
     /// The record of the message that was retained there before.
     pub(crate) replaced: Option<RecordId>,
     pub(crate) received: Option<ReceivedId>,
@@ -91,26 +96,27 @@ impl Broker {
             || route.groups.iter().any(|group| group.any(|m| wants(m.session(), m.qos)))
     }
 
-    /// Appends to the journal what of the message has to be there.
+    /// Appends to the journal what of the message has to be there, if anything.
     pub(crate) fn record(
         &self,
+        journal: &Arc<dyn Journal>,
         message: &mut LazyMessage<'_>,
         route: &Route,
         along: &Along,
         turn: &mut Turn,
-    ) -> Recorded {
+    ) -> Option<Recorded> {
         let publish = message.publish;
         let is_of_use = publish.qos > QoS::AtMostOnce || along.retained || along.replaced.is_some();
-        let Some(journal) = self.journal().filter(|_| is_of_use) else {
-            return Recorded::default();
-        };
-        if !journal.has_room() {
+        if !is_of_use {
+            return None;
+        }
+        if !along.has_room {
             // Nobody waits for an answer, or the message would have been refused. What is there
             // gets it all the same, and it is lost with this process.
             if let Some(replaced) = along.replaced {
                 durable::append(&**journal, Haste::Lazy, |batch| batch.delete(replaced));
             }
-            return Recorded::default();
+            return None;
         }
         let mut recorded = Recorded::default();
         let mut count = 0;
@@ -125,7 +131,7 @@ impl Broker {
         }
         let is_stored = count > 0 || along.retained;
         if !is_stored && along.received.is_none() && along.replaced.is_none() {
-            return recorded;
+            return Some(recorded);
         }
         let mut ids = Identifiers(journal.reserve(count + 2));
         // Whoever waits for it hurries it, once for all messages of a turn.
@@ -154,10 +160,11 @@ impl Broker {
                 batch.delete(replaced);
             }
         });
+        turn.burdens_disk = true;
         if let Some(position) = position.filter(|_| publish.qos > QoS::AtMostOnce) {
             turn.wait_for_disk(position);
         }
-        recorded
+        Some(recorded)
     }
 
     /// Puts one more delivery of a message, of which others may be on disk already; `instead` of
@@ -170,7 +177,8 @@ impl Broker {
         instead: Option<RecordId>,
         turn: &mut Turn,
     ) -> Option<RecordId> {
-        let journal = self.journal().filter(|journal| journal.has_room())?;
+        // What takes the place of another needs no more room than that.
+        let journal = self.journal().filter(|journal| instead.is_some() || journal.has_room())?;
         let owner = session.record().filter(|_| is_recorded(session, terms.qos))?;
         let mut ids = Identifiers(journal.reserve(2));
         let delivery = ids.next();
@@ -235,6 +243,12 @@ fn put_deliveries(
     }
 }
 
+/// The group as a delivery names it. A long name, written again for each message, would be a way to
+/// fill the disk: such a message belongs to its session alone after a restart.
+pub(crate) fn share_text(group: Option<&Arc<ShareGroup>>) -> &str {
+    group.map(|group| group.text()).filter(|text| text.len() <= SHARE_TEXT).unwrap_or("")
+}
+
 fn put_delivery(
     id: RecordId,
     session: RecordId,
@@ -248,7 +262,7 @@ fn put_delivery(
         qos: terms.qos,
         retain: terms.retain,
         subscription_ids: SmallVec::from_slice(terms.subscription_ids),
-        share: terms.share.map_or("", |group| group.text()),
+        share: share_text(terms.share),
         step: Step::Queued,
     };
     batch.put(id, |out| delivery.encode(out));

@@ -1,6 +1,7 @@
 //! What a journal holds when the broker starts: sessions, subscriptions, messages and what was
 //! owed of them, put together again.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -215,7 +216,7 @@ impl Broker {
         let Record::Session(was) = Record::decode(&parts.body)? else { return Err(UnknownRecord) };
         let created = self.sessions().get_or_create(was.client_id, usize::MAX);
         let Some((session, true)) = created.filter(|_| was.expiry_secs > 0) else {
-            // It was to end with its connection.
+            // It was to end with its connection, or has ended.
             void.delete(record);
             let deliveries = parts.deliveries.iter().map(|(id, _)| id);
             let received = parts.received.iter().map(|(id, _)| id);
@@ -295,6 +296,11 @@ impl Broker {
             match state.outbound.restore(number, exchange) {
                 Ok(()) if is_released => durable.restore_released(id, record),
                 Ok(()) => {}
+                // Its number is out of reach of the others': it begins anew.
+                Err(Exchange::AwaitPuback(Some(kept)) | Exchange::AwaitPubrec(Some(kept))) => {
+                    let size = kept.size();
+                    state.push_queue(kept, size);
+                }
                 Err(_) => void.delete(record),
             }
         }
@@ -432,7 +438,9 @@ fn sort(
         }
     }
     let mut sessions: Vec<_> = sessions.into_iter().collect();
-    sessions.sort_unstable_by_key(|(id, _)| *id);
+    // The newest first: if two are of one client, the older one had ended, and only its record had
+    // not been deleted yet.
+    sessions.sort_unstable_by_key(|(id, _)| Reverse(*id));
     retained.sort_unstable();
     (sessions, retained)
 }

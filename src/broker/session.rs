@@ -348,7 +348,7 @@ impl Session {
         let queue_full = state.queue.len() * 2 >= config.max_queued_messages.max(2)
             || state.queued_bytes * 2 >= config.max_queued_bytes.max(2);
         let Some(link) = &mut state.link else { return };
-        if link.slow || (link.backlog() < config.outbox_bytes && !queue_full) {
+        if link.slow || (link.waiting() < config.outbox_bytes && !queue_full) {
             return;
         }
         if link.full_since.is_none() {
@@ -439,7 +439,7 @@ impl Session {
         if link.version.is_v5() {
             return; // [MQTT-4.4.0-1]
         }
-        if link.waiting() > 0 || link.writing {
+        if link.backlog() > 0 || link.writing {
             link.oldest = None; // what was sent last has not even left
             return;
         }

@@ -210,14 +210,22 @@ impl ShareGroup {
 pub(crate) fn take_orphans(session: &Arc<Session>, state: &mut State) -> Vec<Kept> {
     // A session that has ended will not send them again: then any other member may keep them.
     let ended = state.ended;
-    let wanted =
-        |kept: &Kept| kept.share().is_some_and(|group| ended || another_is_online(group, session));
+    let mut known: Vec<(Arc<ShareGroup>, bool)> = Vec::new(); // asked once, however many messages
+    let mut wanted = |kept: &Kept| {
+        let Some(group) = kept.share() else { return false };
+        if let Some((_, wanted)) = known.iter().find(|(known, _)| Arc::ptr_eq(known, group)) {
+            return *wanted;
+        }
+        let wanted = ended || another_is_online(group, session);
+        known.push((Arc::clone(group), wanted));
+        wanted
+    };
     let unacknowledged =
-        state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(wanted));
+        state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(&mut wanted));
     let mut orphans: Vec<Kept> = unacknowledged.into_iter().flatten().collect();
-    if state.queue.iter().any(wanted) {
+    if state.queue.iter().any(&mut wanted) {
         let (given, kept): (Vec<Kept>, Vec<Kept>) =
-            state.take_queue().into_iter().partition(wanted);
+            state.take_queue().into_iter().partition(&mut wanted);
         state.restore_queue(kept);
         orphans.extend(given);
     }

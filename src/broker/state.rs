@@ -27,6 +27,8 @@ use crate::session::{Assigned, Inbound, Outbound, OutboundError, PubRecOutcome, 
 const RESIDENT: usize = 1024;
 /// Messages that are read from disk at once.
 const LOADED: usize = 512;
+/// And bytes of them, or one message.
+const LOADED_BYTES: usize = 1024 * 1024;
 
 /// See the module.
 pub(crate) struct State {
@@ -197,7 +199,8 @@ impl State {
         }
         // One of QoS 1 only waits behind what waits already, to keep the order.
         let waits = terms.qos == QoS::ExactlyOnce;
-        let is_held = terms.record.is_some() && (waits || link.is_holding());
+        let is_held =
+            self.durable.is_some() && ((waits && terms.record.is_some()) || link.is_holding());
         let lane = if is_held { Lane::Held } else { Lane::Free };
         how.id = Some(self.outbound.next_id());
         if !link.encode(&message.publish, how, lane) {
@@ -326,12 +329,22 @@ impl State {
         (self.inbound.release(id), position)
     }
 
+    /// A QoS 2 message is refused: its identifier is free, as if it had never come.
+    pub(crate) fn take_back(&mut self, id: PacketId) {
+        self.inbound.release(id);
+        if let Some(durable) = &mut self.durable {
+            durable.take_back_received(id);
+        }
+    }
+
     /// Moves messages from what has to be resent, then from the queue, into the outbox, as far as
     /// the receive maximum and the outbox's bound allow. Stops at one that lies on disk, and says
     /// so in `wants_load`.
     pub(crate) fn pump(&mut self, config: &Config, now: Millis, tally: &mut Tally) {
         self.wants_load = false;
-        self.pump_resends(config, now, tally);
+        if !self.outbound.is_caught_up() {
+            self.pump_resends(config, now, tally);
+        }
         if self.wants_load || self.queue.is_empty() || self.link.is_none() {
             return;
         }
@@ -433,7 +446,14 @@ impl State {
     pub(crate) fn next_places(&self) -> Vec<Arc<Place>> {
         let room = self.outbound.room().min(LOADED);
         let unsent = self.outbound.unsent().flatten();
-        unsent.chain(&self.queue).take(room).filter_map(Kept::stored_at).map(Arc::clone).collect()
+        let mut bytes = 0;
+        let fits = |kept: &&Kept| {
+            let fits = bytes < LOADED_BYTES; // at least one, however large
+            bytes += kept.size();
+            fits
+        };
+        let next = unsent.chain(&self.queue).take(room).take_while(fits);
+        next.filter_map(Kept::stored_at).map(Arc::clone).collect()
     }
 
     /// Takes messages that were read, `None` for those that cannot be, in the order of

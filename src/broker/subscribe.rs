@@ -133,7 +133,7 @@ impl Open {
         packet: impl Fn(Properties<'t>) -> Packet<'t>,
     ) -> Result<(), Cause> {
         let explained = problem.filter(|_| self.problem_information);
-        let answers = if turn.gate > 0 { &mut turn.held } else { &mut turn.answers };
+        let answers = turn.acknowledgements();
         let before = answers.len();
         for properties in
             explained.map(Properties::with_reason_string).into_iter().chain([Properties::default()])

@@ -46,6 +46,8 @@ pub struct Turn {
     pub(crate) held: Vec<u8>,
     /// What this turn appended to the journal for the peer lies before this; 0: nothing.
     pub(crate) gate: Position,
+    /// Something was appended to the journal for the peer, whether it waits for it or not.
+    pub(crate) burdens_disk: bool,
     /// Earlier answers to the peer wait already, and must not be overtaken.
     pub(crate) is_holding: bool,
     /// A run of frames in the other wire format.
@@ -61,13 +63,20 @@ impl Turn {
         self.reads = 0;
         self.answers.clear();
         self.held.clear();
+        self.begin_packets();
+    }
+
+    /// Begins to handle what one peer sent.
+    pub(crate) fn begin_packets(&mut self) {
         self.gate = 0;
         self.is_holding = false;
+        self.burdens_disk = false;
     }
 
     /// An answer to the peer waits for the journal to come to `position`.
     pub(crate) fn wait_for_disk(&mut self, position: Position) {
         self.gate = self.gate.max(position);
+        self.burdens_disk |= position > 0;
     }
 
     /// Where to write an acknowledgement that must not overtake earlier ones

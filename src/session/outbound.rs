@@ -314,6 +314,11 @@ impl<M> Outbound<M> {
         self.resume(self.receive_maximum);
     }
 
+    /// Whether nothing has to be sent again.
+    pub fn is_caught_up(&self) -> bool {
+        self.sent == self.slots.len() && self.released == self.slots.len()
+    }
+
     /// The next PUBREL to send again. The receive maximum does not hold it back
     /// `[MQTT-3.3.4-10]`.
     pub fn next_pubrel(&mut self) -> Option<PacketId> {

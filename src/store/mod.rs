@@ -11,12 +11,12 @@
 //! A killed process costs nothing that was safe with any of them: what is safe is at least in the
 //! hands of the kernel. A loss of power costs nothing with `Commit`, as much as the interval with
 //! `Interval`, and with `None` what was appended since the last change of segments. What is left is
-//! always the log up to some batch, with all before it.
+//! the log up to some batch, with all before it.
 //!
 //! When a sync fails, nobody knows what is on disk. What was not synced is written again from
 //! memory, to another file. With `Commit` that costs nothing. With `Interval` what was safe is
 //! missing if the process is killed before that is done; with `None` it is in no memory any more,
-//! and a loss of power may then cut the log where the sync failed.
+//! and a loss of power may then cut the log where the sync failed, or leave something of it out.
 //!
 //! # Order
 //! A record that had to be moved to free its segment is read later than it was put, at opening:
@@ -63,7 +63,7 @@ const TIDY_PAUSE: Duration = Duration::from_secs(1);
 pub struct Options {
     /// When what is appended counts as safe.
     pub durability: Durability,
-    /// Bytes the directory may grow to.
+    /// Bytes the directory may grow to, files put aside not counted.
     pub max_disk: u64,
     /// Bytes of a segment; fewer are taken if `max_disk` does not hold eight of them.
     pub segment_bytes: u64,

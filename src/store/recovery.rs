@@ -291,7 +291,6 @@ impl Reading<'_> {
         let mut position = start;
         while position < limit
             && let Some((header, records)) = bytes.group(position)?
-            && position + GROUP_HEADER + records.len() as u64 <= limit
         {
             let end = position + GROUP_HEADER + records.len() as u64;
             if position == start {

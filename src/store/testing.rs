@@ -43,6 +43,7 @@ struct Sim {
     fault: Option<(u64, Fault, bool)>,
     limit: Option<u64>,
     syncs: u64,
+    before_read: Option<Box<dyn FnOnce() + Send>>,
 }
 
 #[derive(Clone)]
@@ -97,6 +98,11 @@ impl SimDisk {
     /// It holds so many bytes.
     pub fn limit(&self, bytes: Option<u64>) {
         self.lock().limit = bytes;
+    }
+
+    /// This is done just before something is read next.
+    pub fn before_read(&self, run: impl FnOnce() + Send + 'static) {
+        self.lock().before_read = Some(Box::new(run));
     }
 
     /// Bytes in all files.
@@ -337,6 +343,10 @@ impl DiskFile for Handle {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let before = self.lock()?.before_read.take();
+        if let Some(run) = before {
+            run();
+        }
         let sim = self.lock()?;
         let content = &sim.files[&self.number].content;
         let start = content.len().min(offset as usize);

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::broker::{Batch, Haste, Journal, Outlet, Pulse, SharedOutlet};
 
+use super::super::core::Core;
+use super::super::testing::SimDisk;
 use super::super::writer::Next;
 use super::super::{Durability, Options};
 use super::world::{Collected, World, id, open, small};
@@ -175,4 +177,74 @@ fn a_damaged_record_is_not_given_out() {
     body.clear();
     assert!(world.core.read(bad, &mut body).is_err());
     assert!(body.is_empty());
+}
+
+#[test]
+fn a_record_that_changed_while_it_was_to_be_moved_is_not_moved() {
+    let mut world = World::new(10, small(Durability::Commit));
+    let [stays, changes, goes] = [0; 3].map(|_| world.put(10, Haste::Now));
+    world.write_all();
+    let read = [stays, changes, goes].map(|id| {
+        let place = world.core.lock().index.get(id).expect("it lives");
+        let mut record = Vec::new();
+        super::super::format::encode_put(id, &world.map()[&id.get()], &mut record);
+        ((id, place), record)
+    });
+    let mut batch = Batch::default();
+    batch.put(changes, |body| body.extend_from_slice(b"new"));
+    batch.delete(goes);
+    world.append(&batch, Haste::Now);
+    let (places, records): (Vec<_>, Vec<_>) = read.into_iter().unzip();
+    {
+        let mut state = world.core.lock();
+        let (_, moved) = state.append_moved(&places, &records.concat(), 9);
+        assert_eq!(moved, 16 + 10);
+        world.core.appended(&mut state, Haste::Now);
+    }
+    world.check_reads();
+    world.write_all();
+    world.check_reads();
+    world.crash(None);
+}
+
+#[test]
+fn the_writer_does_not_go_to_rest_over_a_lazy_batch_it_has_not_seen() {
+    let world = World::new(11, small(Durability::Commit));
+    assert_eq!(world.core.write_step(world.now), Next::Wait(None));
+    let mut batch = Batch::default();
+    batch.put(world.core.reserve(1), |body| body.push(1));
+    world.core.append(&batch, Haste::Lazy);
+    let (done, waits) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        world.core.rest_writer(None);
+        let _ = done.send(());
+    });
+    waits.recv_timeout(Duration::from_secs(30)).expect("it rests for ever");
+}
+
+#[test]
+fn a_record_whose_file_is_used_anew_while_it_is_read_is_looked_for_again() {
+    let disk = SimDisk::new();
+    let options = small(Durability::Commit);
+    let (core, _) = open(&disk, &options, &mut Collected::default());
+    let core = Arc::new(core);
+    let record = core.reserve(1);
+    let put = move |core: &Core, body: &[u8]| {
+        let mut batch = Batch::default();
+        batch.put(record, |bytes| bytes.extend_from_slice(body));
+        core.append(&batch, Haste::Now);
+        while core.write_step(0) == Next::Again {}
+    };
+    put(&core, b"before");
+    let (mover, files) = (Arc::clone(&core), Arc::clone(&disk));
+    disk.before_read(move || {
+        put(&mover, b"after");
+        let name = super::super::format::segment_name(1);
+        let mut content = files.content(&name).expect("it is there");
+        content[90..102].fill(0x55); // what was written over the old place
+        files.set_content(&name, content);
+    });
+    let mut body = Vec::new();
+    assert!(core.read(record, &mut body).expect("it lies elsewhere now"));
+    assert_eq!(body, b"after");
 }

@@ -90,6 +90,38 @@ fn cleaning_while_records_change_keeps_exactly_the_living() {
 }
 
 #[test]
+fn moving_waits_until_what_was_moved_is_safe() {
+    // Larger than what is moved at once.
+    let options = Options { segment_bytes: 1 << 20, ..small(Durability::Commit) };
+    let mut world = World::new(12, options);
+    let mut queue = Vec::new();
+    for n in 0..600 {
+        let id = world.put(8_000, Haste::Now);
+        if n % 6 != 0 {
+            queue.push(id);
+        }
+        world.write_all();
+    }
+    for id in queue {
+        world.delete(id, Haste::Now);
+    }
+    world.write_all();
+    let mut moves = 0;
+    for _ in 0..200 {
+        let moved = world.core.figures().moved_bytes;
+        world.core.tidy_step(world.now);
+        if world.core.figures().moved_bytes > moved {
+            moves += 1;
+            let moved = world.core.figures().moved_bytes;
+            assert!(!world.core.tidy_step(world.now));
+            assert_eq!(world.core.figures().moved_bytes, moved);
+        }
+        world.write_all();
+    }
+    assert!(moves > 3, "{moves} moves");
+}
+
+#[test]
 fn an_idle_store_does_nothing() {
     let interval = Durability::Interval(Duration::from_millis(50));
     for durability in [Durability::Commit, interval, Durability::None] {

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::broker::{Batch, Haste, Journal, Outlet, Pulse, RecordId, SharedOutlet};
 
+use super::super::state::WriterRest;
 use super::super::testing::{Fault, SimDisk};
 use super::super::{Durability, OpenError, Opened, Options, Store};
 use super::world::Collected;
@@ -156,8 +157,12 @@ fn no_wake_up_is_lost_with_many_threads() {
 fn what_nobody_waits_for_is_written_all_the_same() {
     let dir = directory();
     let (store, _) = open(dir.path(), &small());
-    let (_, position) = put(&store, 10, Haste::Lazy);
     let deadline = Instant::now() + Duration::from_secs(30);
+    while store.core.lock().rest != WriterRest::Deep {
+        assert!(Instant::now() < deadline, "the writer does not come to rest");
+        std::thread::yield_now();
+    }
+    let (_, position) = put(&store, 10, Haste::Lazy);
     while store.safe() < position {
         assert!(Instant::now() < deadline, "it is forgotten");
         std::thread::yield_now();
