@@ -118,7 +118,12 @@ impl Broker {
             }
             state.attach(attachment(present), self.config(), turn.now, &mut turn.tally);
             let epoch = state.epoch;
-            let position = state.put(session.client_id()).unwrap_or(0).max(ended_at);
+            let put = state.put(session.client_id()).unwrap_or(0);
+            // Nobody loses anything if the disk does not know yet that an old session is connected:
+            // while it has no room, only what was said to the client before is waited for.
+            let known = state.durable.as_ref().map_or(0, |durable| durable.told_at);
+            let is_waiting = !present || self.journal().is_none_or(|journal| journal.has_room());
+            let position = if is_waiting { put } else { known }.max(ended_at);
             if let Some(link) = state.link.as_mut().filter(|_| position > 0) {
                 link.open_at(position);
                 session.await_disk(&mut state, self);
