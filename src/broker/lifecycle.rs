@@ -4,8 +4,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use hashbrown::HashMap;
+
 use super::connect::Admission;
 use super::durable::Durable;
+use super::journal::Position;
 use super::link::disconnect_packet;
 use super::mailbox::{Attachment, LinkState};
 use super::outlet::Order;
@@ -14,7 +17,7 @@ use super::shared::{give_away, take_orphans};
 use super::subscription::Status;
 use super::turn::Turn;
 use super::will::Will;
-use super::{Broker, Millis};
+use super::{Broker, Millis, lock};
 use crate::mqtt::ReasonCode;
 use crate::session::Outbound;
 
@@ -63,6 +66,22 @@ impl Timers {
     fn pop_due(&self, now: Millis) -> Option<Weak<Session>> {
         let mut heap = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         heap.peek().is_some_and(|entry| entry.0.at <= now).then(|| heap.pop())?.map(|e| e.0.session)
+    }
+}
+
+/// Sessions that have ended, where the journal says so and is not safe yet: by client identifier.
+#[derive(Default)]
+pub(crate) struct Discarded(Mutex<HashMap<Box<str>, Position>>);
+
+impl Discarded {
+    fn note(&self, client_id: &str, position: Position, safe: Position) {
+        let mut ends = lock(&self.0);
+        ends.retain(|_, end| *end > safe);
+        ends.insert(client_id.into(), position);
+    }
+
+    fn unsafe_end(&self, client_id: &str) -> Option<Position> {
+        lock(&self.0).get(client_id).copied()
     }
 }
 
@@ -116,7 +135,9 @@ impl Broker {
             }
             state.attach(attachment(present), self.config(), turn.now, &mut turn.tally);
             let epoch = state.epoch;
-            let position = state.put(session.client_id());
+            // A restart must not bring back what CONNACK says is not there.
+            let discarded = self.discarded.unsafe_end(session.client_id());
+            let position = state.put(session.client_id()).max(discarded);
             if let (Some(position), Some(link)) = (position, &mut state.link) {
                 link.open_at(position);
                 session.await_disk(&mut state, self);
@@ -319,7 +340,9 @@ impl Broker {
             let in_flight = outbound.messages().flatten().filter_map(|kept| kept.record);
             let queued = queue.iter().filter_map(|kept| kept.record);
             let subscribed = subscriptions.iter().filter_map(|subscription| subscription.record());
-            durable.end(in_flight.chain(queued).chain(subscribed));
+            let journal = Arc::clone(&durable.journal);
+            let position = durable.end(in_flight.chain(queued).chain(subscribed));
+            self.discarded.note(session.client_id(), position, journal.safe());
         }
         if let Some(displaced) = displaced {
             self.settle(displaced, turn);
