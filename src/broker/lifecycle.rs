@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use hashbrown::HashMap;
+
 use super::connect::Admission;
 use super::durable::Durable;
 use super::journal::Position;
@@ -15,7 +17,7 @@ use super::shared::{give_away, take_orphans};
 use super::subscription::Status;
 use super::turn::Turn;
 use super::will::Will;
-use super::{Broker, Millis};
+use super::{Broker, Millis, lock};
 use crate::mqtt::ReasonCode;
 use crate::session::Outbound;
 
@@ -67,6 +69,22 @@ impl Timers {
     }
 }
 
+/// Sessions that have ended, where the journal says so and is not safe yet: by client identifier.
+#[derive(Default)]
+pub(crate) struct Discarded(Mutex<HashMap<Box<str>, Position>>);
+
+impl Discarded {
+    fn note(&self, client_id: &str, position: Position, safe: Position) {
+        let mut ends = lock(&self.0);
+        ends.retain(|_, end| *end > safe);
+        ends.insert(client_id.into(), position);
+    }
+
+    fn unsafe_end(&self, client_id: &str) -> Option<Position> {
+        lock(&self.0).get(client_id).copied()
+    }
+}
+
 /// What is left to do, without the lock, after a connection lost its session.
 struct Displaced {
     outlet: super::outlet::SharedOutlet,
@@ -85,7 +103,6 @@ impl Broker {
         turn: &mut Turn,
         attachment: impl FnOnce(bool) -> Attachment,
     ) -> Option<(Arc<Session>, u64)> {
-        let mut ended_at = 0;
         loop {
             if expiry_secs > 0 && !self.has_room_for(&admission.client_id) {
                 return None;
@@ -104,7 +121,7 @@ impl Broker {
             if used && !present {
                 // [MQTT-3.1.2-4] (clean start), or the old one ends with its connection.
                 drop(state);
-                ended_at = ended_at.max(self.end_session(&session, None, turn).unwrap_or(0));
+                self.end_session(&session, None, turn);
                 continue;
             }
             let overdue = state.take_due_will(turn.now);
@@ -123,7 +140,9 @@ impl Broker {
             // while it has no room, only what was said to the client before is waited for.
             let known = state.durable.as_ref().map_or(0, |durable| durable.told_at);
             let is_waiting = !present || self.journal().is_none_or(|journal| journal.has_room());
-            let position = if is_waiting { put } else { known }.max(ended_at);
+            // A restart must not bring back what CONNACK says is not there.
+            let discarded = self.discarded.unsafe_end(session.client_id());
+            let position = if is_waiting { put } else { known }.max(discarded.unwrap_or(0));
             if let Some(link) = state.link.as_mut().filter(|_| position > 0) {
                 link.open_at(position);
                 session.await_disk(&mut state, self);
@@ -272,7 +291,7 @@ impl Broker {
             if let Some(will) = due {
                 self.publish_due_will(&session, &will, turn);
             }
-            if over.is_some() && self.end_session(&session, over, turn).is_some() {
+            if over.is_some() && self.end_session(&session, over, turn) {
                 self.stats().client_expired();
             }
         }
@@ -280,19 +299,18 @@ impl Broker {
 
     /// Ends a session for good: its subscriptions, its messages and its will, which is published
     /// now `[MQTT-3.1.3.2-2]`. With an `epoch` only if no connection has come since that one.
-    /// `None` when there was nothing to end; otherwise what has to be safe before anybody may rely
-    /// on it.
+    /// False when there was nothing to end.
     pub(crate) fn end_session(
         &self,
         session: &Arc<Session>,
         epoch: Option<u64>,
         turn: &mut Turn,
-    ) -> Option<Position> {
+    ) -> bool {
         let (displaced, will, subscriptions, orphans, records) = {
             let mut state = session.lock_between_turns();
             let came_back = epoch.is_some_and(|epoch| state.epoch != epoch || state.link.is_some());
             if state.ended || came_back {
-                return None;
+                return false;
             }
             // The session ends too, so a delay does not hold the will back.
             let will = state.will.take();
@@ -323,16 +341,18 @@ impl Broker {
         }
         // Only now: what went to others must be on disk as theirs before it is void here.
         let (durable, queue, outbound) = records;
-        let position = durable.map_or(0, |durable| {
+        if let Some(durable) = durable {
             let in_flight = outbound.messages().flatten().filter_map(|kept| kept.record);
             let queued = queue.iter().filter_map(|kept| kept.record);
             let subscribed = subscriptions.iter().filter_map(|subscription| subscription.record());
-            durable.end(in_flight.chain(queued).chain(subscribed))
-        });
+            let journal = Arc::clone(&durable.journal);
+            let position = durable.end(in_flight.chain(queued).chain(subscribed));
+            self.discarded.note(session.client_id(), position, journal.safe());
+        }
         if let Some(displaced) = displaced {
             self.settle(displaced, turn);
         }
-        Some(position)
+        true
     }
 
     /// Publishes the wills of all connected clients, because their connections are about to be

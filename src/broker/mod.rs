@@ -75,7 +75,7 @@ pub use stats::{DropReason, Snapshot, Stats};
 pub use subscription::Subscription;
 pub use turn::Turn;
 
-use lifecycle::Timers;
+use lifecycle::{Discarded, Timers};
 use shared::ShareGroup;
 use sys::Sys;
 
@@ -126,6 +126,7 @@ pub struct Broker {
     stats: Stats,
     hasher: DefaultHashBuilder,
     timers: Timers,
+    discarded: Discarded,
     /// Sessions that are full: each tick asks whether their grace is over.
     watched: Mutex<Vec<Weak<Session>>>,
     connections: Mutex<Connections>,
@@ -165,6 +166,7 @@ impl Broker {
             stats: Stats::default(),
             hasher: DefaultHashBuilder::default(),
             timers: Timers::default(),
+            discarded: Discarded::default(),
             watched: Mutex::default(),
             connections: Mutex::default(),
             groups: Mutex::default(),

@@ -155,10 +155,6 @@ impl Broker {
             }
             along.retained = on_disk && outcome == Retained::Stored;
             along.replaced = replaced.and_then(|message| message.place()?.retained());
-            if on_disk && outcome == Retained::Cleared && publish.qos > QoS::AtMostOnce {
-                // Also when there is nothing to clear: who cleared it may wait for the disk still.
-                turn.wait_for_disk(self.journal().map_or(0, |journal| journal.end()));
-            }
             // Retain before match: who subscribed, and was sent the older value, while we waited
             // for the store must get this one.
             if self.topics().is_current(&route.stamp) {

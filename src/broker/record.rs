@@ -110,14 +110,16 @@ impl Broker {
         if !is_of_use {
             return None;
         }
-        if !along.has_room {
-            // Nobody waits for an answer, or the message would have been refused. What is there
-            // gets it all the same, and it is lost with this process.
+        if publish.qos == QoS::AtMostOnce && !along.has_room {
+            // It is retained in memory, and lost with this process.
             if let Some(replaced) = along.replaced {
                 durable::append(&**journal, Haste::Lazy, |batch| batch.delete(replaced));
             }
             return None;
         }
+        // Others are put also when there is no room. A client's message was refused in time, unless
+        // the room has just run out, and then its acknowledgement must wait all the same; and a
+        // will at QoS 2 uses up a packet identifier, which a restart must not use again.
         let mut recorded = Recorded::default();
         let mut count = 0;
         if publish.qos > QoS::AtMostOnce {
@@ -131,6 +133,11 @@ impl Broker {
         }
         let is_stored = count > 0 || along.retained;
         if !is_stored && along.received.is_none() && along.replaced.is_none() {
+            if publish.retain && publish.qos > QoS::AtMostOnce {
+                // There was nothing to take out. If a QoS 0 message did that, or a lifetime, it
+                // may not be on disk yet, and a restart would bring it back.
+                turn.wait_for_disk(journal.end());
+            }
             return Some(recorded);
         }
         let mut ids = Identifiers(journal.reserve(count + 2));
@@ -168,7 +175,9 @@ impl Broker {
     }
 
     /// Puts one more delivery of a message, of which others may be on disk already; `instead` of
-    /// another one. To be called with the lock of `session`.
+    /// another one. To be called with the lock of `session`. Also when there is no room: what a
+    /// session is sent at QoS 2 without a record would leave its packet identifier to another
+    /// message after a restart.
     pub(crate) fn record_late(
         &self,
         session: &Session,
@@ -177,8 +186,7 @@ impl Broker {
         instead: Option<RecordId>,
         turn: &mut Turn,
     ) -> Option<RecordId> {
-        // What takes the place of another needs no more room than that.
-        let journal = self.journal().filter(|journal| instead.is_some() || journal.has_room())?;
+        let journal = self.journal()?;
         let owner = session.record().filter(|_| is_recorded(session, terms.qos))?;
         let mut ids = Identifiers(journal.reserve(2));
         let delivery = ids.next();

@@ -31,6 +31,9 @@ pub(super) fn publish(
     retain: bool,
 ) -> Result<(), ServerError> {
     TopicName::new(topic).map_err(|error| ServerError::Topic(topic.to_owned(), error))?;
+    if qos > QoS::AtMostOnce && broker.journal().is_some_and(|journal| !journal.has_room()) {
+        return Err(ServerError::Refused("there is no room on its disk".to_owned()));
+    }
     let mut turn = Turn::default();
     turn.begin(clock.now());
     let message =

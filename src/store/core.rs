@@ -140,7 +140,7 @@ impl Core {
     /// Finds out whether new messages should be accepted, and says so in the log when it changes.
     pub(super) fn count_room(&self, state: &mut State) {
         let room = self.room(state);
-        state.room_end = state.end() + room;
+        state.room_end = state.end().saturating_add(room);
         let enough = if state.full { self.segment_bytes / 2 } else { 1 };
         let full = room < enough;
         if full != state.full {

@@ -31,6 +31,8 @@ mod recovery;
 mod segments;
 mod state;
 #[doc(hidden)]
+pub mod stepped;
+#[doc(hidden)]
 pub mod testing;
 #[cfg(test)]
 mod tests;

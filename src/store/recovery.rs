@@ -78,7 +78,7 @@ pub(super) fn recover(
     let mut reading = Reading { recovery, progress, total, done: 0, log: Log::default() };
     let cut = reading.read_all(&mut candidates)?;
     let mut log = reading.log;
-    let mut aside = Aside { disk, names, next_number };
+    let mut aside = Aside { disk, names, next_number, synced: log.synced };
     aside.settle_all(&candidates)?;
     for candidate in &candidates {
         log.note_size(candidate)?;
@@ -179,6 +179,8 @@ struct Log {
     live: u64,
     /// Where the valid log ends; `None` before the first segment.
     end: Option<u64>,
+    /// Everything before this is known to have been synced.
+    synced: u64,
     next_id: u64,
     last_written_ms: u64,
     records: u64,
@@ -187,6 +189,7 @@ struct Log {
 
 impl Log {
     fn note_group(&mut self, header: &GroupHeader) {
+        self.synced = self.synced.max(header.synced);
         self.next_id = self.next_id.max(header.next_id);
         self.last_written_ms = self.last_written_ms.max(header.unix_ms);
     }
@@ -395,6 +398,8 @@ struct Aside<'a> {
     disk: &'a dyn Disk,
     names: Vec<String>,
     next_number: u64,
+    /// Everything before this is known to have been synced.
+    synced: u64,
 }
 
 impl Aside<'_> {
@@ -422,16 +427,38 @@ impl Aside<'_> {
                     Ok(()) => file.set_len(end)?,
                     Err(error) => tracing::warn!(%name, %error, "the damaged part stays in place"),
                 }
-                file.sync()
+                self.make_sure(candidate, end)
             }
             Fate::Keep { end } => {
                 if candidate.size > end {
                     file.set_len(end)?;
                 }
-                // It was read, but perhaps from memory: what is told to be there must stay.
-                file.sync()
+                self.make_sure(candidate, end)
             }
         }
+    }
+
+    /// What was read, but perhaps from memory, is to stay. To sync it is not enough: after a sync
+    /// that failed the kernel takes the pages for clean, and shows what is not on disk. So what
+    /// may not have been synced is written again.
+    fn make_sure(&self, candidate: &Candidate, end: u64) -> io::Result<()> {
+        let file = &*candidate.file;
+        let mut at = match candidate.head {
+            Head::Begun { start, .. } if self.synced > start => {
+                self.synced - start + SEGMENT_HEADER
+            }
+            _ => 0,
+        };
+        let mut buffer = Vec::new();
+        while at < end {
+            buffer.resize(CHUNK.min((end - at) as usize), 0);
+            if read_up_to(file, at, &mut buffer)? < buffer.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            write_all(file, at, [&buffer, &[]])?;
+            at += buffer.len() as u64;
+        }
+        file.sync()
     }
 
     fn copy_rest(&mut self, candidate: &Candidate, from: u64) -> io::Result<()> {

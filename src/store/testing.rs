@@ -147,6 +147,13 @@ impl SimDisk {
         }
     }
 
+    /// The process is killed: what it wrote is still there, synced or not.
+    pub fn kill(&self) {
+        let mut sim = self.lock();
+        sim.epoch += 1;
+        sim.fault = None;
+    }
+
     /// A copy of it as it stands.
     pub fn copy(&self) -> Arc<Self> {
         let sim = self.lock();
