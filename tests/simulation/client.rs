@@ -847,7 +847,8 @@ impl Client {
         // ones that were published just once.
         let surely = self.session.subscriptions.iter().any(|(filter, standing)| {
             covers(filter, message.topic)
-                && matches!(standing, Standing::Certain(since, _) if *since <= message.sent)
+                && matches!(standing, Standing::Certain(since, granted)
+                    if *since <= message.sent && *granted >= qos)
         });
         let surely = surely && (qos > QoS::AtMostOnce || message.qos == QoS::AtMostOnce);
         if *times == 1 && message.will.is_none() && !message.unordered && surely {

@@ -69,9 +69,15 @@ impl World<'_> {
     /// Everybody comes back, and takes all that waits.
     fn drain(&mut self) {
         let mut quiet = 0;
-        for _ in 0..ROUNDS {
+        let began = self.now;
+        for round in 0..ROUNDS {
             let before = self.ledger.arrivals;
             for at in 0..self.clients.len() {
+                // What was refused for want of room is sent again on the next connection only.
+                let gives_up = round % 200 == 199 && self.ledger.no_room_at >= began;
+                if gives_up && !self.clients[at].is_quiet() {
+                    self.leave(at);
+                }
                 if self.clients[at].connection.is_none() {
                     self.connect(at);
                 }
