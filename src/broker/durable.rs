@@ -47,8 +47,6 @@ pub(crate) struct Durable {
     released: HashMap<PacketId, RecordId>,
     /// QoS 2 messages received and not released.
     received: HashMap<PacketId, RecordId>,
-    /// What the client was told, or is to be told, of its exchanges depends on this being safe.
-    pub(crate) told_at: Position,
 }
 
 /// What is said of a session that has records.
@@ -70,7 +68,6 @@ impl Durable {
             journal: Arc::clone(journal),
             released: HashMap::new(),
             received: HashMap::new(),
-            told_at: 0,
         }
     }
 
@@ -198,7 +195,7 @@ impl Durable {
 
     /// The session has ended: its record is deleted, and all that belongs to it is void.
     pub(crate) fn end(self, others: impl Iterator<Item = RecordId>) -> Position {
-        let Self { record, journal, released, received, .. } = self;
+        let Self { record, journal, released, received } = self;
         let position = append(&*journal, Haste::Now, |batch| batch.delete(record));
         let mut rest =
             others.chain(released.into_values()).chain(received.into_values()).peekable();

@@ -135,15 +135,10 @@ impl Broker {
             }
             state.attach(attachment(present), self.config(), turn.now, &mut turn.tally);
             let epoch = state.epoch;
-            let put = state.put(session.client_id()).unwrap_or(0);
-            // Nobody loses anything if the disk does not know yet that an old session is connected:
-            // while it has no room, only what was said to the client before is waited for.
-            let known = state.durable.as_ref().map_or(0, |durable| durable.told_at);
-            let is_waiting = !present || self.journal().is_none_or(|journal| journal.has_room());
             // A restart must not bring back what CONNACK says is not there.
             let discarded = self.discarded.unsafe_end(session.client_id());
-            let position = if is_waiting { put } else { known }.max(discarded.unwrap_or(0));
-            if let Some(link) = state.link.as_mut().filter(|_| position > 0) {
+            let position = state.put(session.client_id()).max(discarded);
+            if let (Some(position), Some(link)) = (position, &mut state.link) {
                 link.open_at(position);
                 session.await_disk(&mut state, self);
             }

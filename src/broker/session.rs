@@ -535,7 +535,6 @@ impl Session {
         link.outbox.extend_from_slice(bytes);
         if !held.is_empty() {
             link.hold(held, position);
-            state.depends_on(position);
             self.await_disk(&mut state, broker);
         }
         if idle && !state.is_idle() {

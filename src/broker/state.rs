@@ -118,13 +118,6 @@ impl State {
         self.pump(config, now, tally);
     }
 
-    /// What the client learns depends on the disk having everything before `position`.
-    pub(crate) fn depends_on(&mut self, position: Position) {
-        if let Some(durable) = &mut self.durable {
-            durable.told_at = durable.told_at.max(position);
-        }
-    }
-
     /// The will, if it is time to publish it.
     pub(crate) fn take_due_will(&mut self, now: Millis) -> Option<Box<Will>> {
         self.will_due.take_if(|at| *at <= now)?;
@@ -220,7 +213,6 @@ impl State {
         let position = step.and_then(|(durable, kept)| durable.sent(kept, number));
         if is_held {
             link.mark(position.filter(|_| waits).unwrap_or(0));
-            self.depends_on(position.filter(|_| waits).unwrap_or(0));
         }
         self.outbound.push(terms.qos, kept);
         Delivered::Sent
@@ -366,7 +358,6 @@ impl State {
             if steps.batch.is_empty() { 0 } else { journal.append(&steps.batch, Haste::Lazy) };
         if let Some(link) = self.link.as_mut().filter(|_| steps.are_waited_for) {
             link.mark(position);
-            self.depends_on(position);
         }
     }
 
