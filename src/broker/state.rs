@@ -405,33 +405,34 @@ impl State {
         let Some(link) = &mut self.link else { return };
         while link.backlog() < config.outbox_bytes && self.outbound.can_send() {
             let Some(kept) = self.queue.front() else { break };
-            if kept.stored_at().is_some() && !kept.is_expired(now) {
+            let is_expired = kept.is_expired(now);
+            if kept.stored_at().is_some() && !is_expired {
                 self.wants_load = true;
                 break;
             }
-            let Some(kept) = self.queue.pop_front() else { break };
-            self.queued_bytes -= kept.size();
-            if kept.is_expired(now) {
-                tally.dropped(DropReason::Expired, 1); // [MQTT-3.3.2-5]
-                steps.over(&kept);
-                continue;
-            }
-            let Some(message) = kept.message().map(Arc::clone) else {
-                // Its record stays: another start may be able to read it.
-                tally.dropped(DropReason::Unreadable, 1);
-                continue;
-            };
             let waits = kept.record.is_some() && kept.qos == QoS::ExactlyOnce;
             let is_held = steps.session.is_some() && (waits || link.is_holding());
             let lane = if is_held { Lane::Held } else { Lane::Free };
             let how = kept.framing(link.version, self.outbound.next_id(), now);
-            if !link.encode(&message.as_publish(), how, lane) {
-                tally.dropped(DropReason::TooLarge, 1); // [MQTT-3.1.2-25]: as if it had been sent
-                steps.over(&kept);
+            let dropped = match kept.message() {
+                _ if is_expired => Some(DropReason::Expired), // [MQTT-3.3.2-5]
+                None => Some(DropReason::Unreadable),
+                Some(message) if link.encode(&message.as_publish(), how, lane) => {
+                    tally.sent += 1;
+                    tally.publish_bytes_sent += message.payload_len();
+                    None
+                }
+                Some(_) => Some(DropReason::TooLarge), // [MQTT-3.1.2-25]: as if it had been sent
+            };
+            let Some(kept) = self.queue.pop_front() else { break };
+            self.queued_bytes -= kept.size();
+            if let Some(reason) = dropped {
+                tally.dropped(reason, 1);
+                if reason != DropReason::Unreadable {
+                    steps.over(&kept); // what cannot be read now another start may read
+                }
                 continue;
             }
-            tally.sent += 1;
-            tally.publish_bytes_sent += message.payload_len();
             steps.sent(&kept, self.outbound.next_number());
             steps.are_waited_for |= is_held;
             let keep = link.keep_sent || kept.share().is_some() || kept.record.is_some();
