@@ -31,6 +31,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    #[inline]
     pub(crate) fn new(id: RecordId, journal: &Arc<dyn Journal>) -> Arc<Self> {
         Arc::new(Self {
             id,
@@ -116,6 +117,7 @@ impl Kept {
         Self::with_body(body, message, terms)
     }
 
+    #[inline]
     fn with_body(body: Body, message: &LazyMessage<'_>, terms: &Terms<'_>) -> Self {
         let rare = (!terms.subscription_ids.is_empty() || terms.share.is_some()).then(|| {
             Box::new(Rare {
@@ -157,23 +159,28 @@ impl Kept {
         }
     }
 
+    #[inline]
     pub(crate) fn size(&self) -> usize {
         self.size as usize
     }
 
+    #[inline]
     pub(crate) fn is_expired(&self, now: Millis) -> bool {
         now > self.expires_at
     }
 
+    #[inline]
     pub(crate) fn share(&self) -> Option<&Arc<ShareGroup>> {
         self.rare.as_ref()?.share.as_ref()
     }
 
+    #[inline]
     pub(crate) fn subscription_ids(&self) -> &[u32] {
         self.rare.as_ref().map_or(&[], |rare| &rare.subscription_ids)
     }
 
     /// The message, if it is in memory.
+    #[inline]
     pub(crate) fn message(&self) -> Option<&Arc<Message>> {
         match &self.body {
             Body::Here(message) => Some(message),
@@ -182,6 +189,7 @@ impl Kept {
     }
 
     /// Where it lies, if it is not in memory.
+    #[inline]
     pub(crate) fn stored_at(&self) -> Option<&Arc<Place>> {
         match &self.body {
             Body::Stored(place) => Some(place),
@@ -237,6 +245,7 @@ impl Kept {
     }
 
     /// How it is written for a receiver of this version.
+    #[inline]
     pub(crate) fn framing(&self, version: Version, id: PacketId, now: Millis) -> Framing<'_> {
         Framing {
             version,

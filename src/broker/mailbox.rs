@@ -117,16 +117,19 @@ impl LinkState {
     }
 
     /// Bytes that wait for the socket.
+    #[inline]
     pub(crate) fn waiting(&self) -> usize {
         self.outbox.len() - self.head
     }
 
     /// Whether nothing can be written and nobody writes.
+    #[inline]
     pub(crate) fn is_idle(&self) -> bool {
         !self.writing && (self.waiting() == 0 || self.is_opening())
     }
 
     /// Those, and the bytes that wait for the disk.
+    #[inline]
     pub(crate) fn backlog(&self) -> usize {
         self.waiting() + self.held.as_ref().map_or(0, |held| held.bytes.len())
     }
@@ -165,6 +168,7 @@ impl LinkState {
     }
 
     /// Writes a PUBLISH; false when it is larger than the client takes.
+    #[inline]
     pub(crate) fn encode(
         &mut self,
         publish: &PublishRef<'_>,
@@ -218,6 +222,7 @@ impl LinkState {
     }
 
     /// Whether not even CONNACK may leave yet.
+    #[inline]
     pub(crate) fn is_opening(&self) -> bool {
         self.held.as_ref().is_some_and(|held| held.opening > 0)
     }
@@ -233,6 +238,7 @@ impl LinkState {
     }
 
     /// Whether acknowledgements wait, which later ones must not overtake.
+    #[inline]
     pub(crate) fn is_holding(&self) -> bool {
         self.held.as_ref().is_some_and(|held| !held.bytes.is_empty())
     }

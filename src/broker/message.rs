@@ -49,11 +49,13 @@ pub(crate) struct Framing<'a> {
 
 impl PublishRef<'_> {
     /// Whether its lifetime is over. One of 0 seconds is long enough for who is there now.
+    #[inline]
     pub fn is_expired(&self, now: Millis) -> bool {
         self.expires_at.is_some_and(|at| now > at)
     }
 
     /// Bytes that it costs to keep it.
+    #[inline]
     pub(crate) fn size(&self) -> usize {
         self.topic.len() + self.properties.len() + self.payload.len()
     }
@@ -161,6 +163,7 @@ impl Message {
         }
     }
 
+    #[inline]
     pub(crate) fn payload_len(&self) -> u64 {
         (self.rest.len() - self.properties_len as usize) as u64
     }
@@ -170,6 +173,7 @@ impl Message {
         &self.topic
     }
 
+    #[inline]
     pub(crate) fn place(&self) -> Option<&Arc<Place>> {
         self.place.get()
     }
@@ -215,6 +219,7 @@ impl<'a> LazyMessage<'a> {
         Self { publish: message.as_publish(), owned: Some(Arc::clone(message)), place }
     }
 
+    #[inline]
     pub(crate) fn get(&mut self) -> Arc<Message> {
         let (publish, place) = (&self.publish, &self.place);
         Arc::clone(self.owned.get_or_insert_with(|| {

@@ -98,6 +98,7 @@ impl Session {
         &self.client_id
     }
 
+    #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -125,6 +126,7 @@ impl Session {
         }
     }
 
+    #[inline]
     pub(crate) fn flow(&self) -> Flow {
         match self.flow.load(Ordering::Relaxed) {
             0 => Flow::Open,
@@ -139,11 +141,13 @@ impl Session {
     }
 
     /// Whether something of its connection waits for the disk.
+    #[inline]
     pub(crate) fn is_held(&self) -> bool {
         self.is_held.load(Ordering::Acquire)
     }
 
     /// Its record, if it outlives this process.
+    #[inline]
     pub(crate) fn record(&self) -> Option<RecordId> {
         RecordId::new(self.record.load(Ordering::Acquire))
     }

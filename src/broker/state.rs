@@ -88,12 +88,14 @@ impl State {
     }
 
     /// The link, if it is still the one of this epoch.
+    #[inline]
     pub(crate) fn link_of(&mut self, epoch: u64) -> Option<&mut Box<LinkState>> {
         if self.epoch == epoch { self.link.as_mut() } else { None }
     }
 
     /// Whether nothing can be written and nobody writes: then who changes that has to see to the
     /// draining.
+    #[inline]
     pub(crate) fn is_idle(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.is_idle())
     }
@@ -251,6 +253,7 @@ impl State {
         Delivered::Queued
     }
 
+    #[inline]
     pub(crate) fn push_queue(&mut self, kept: Kept, size: usize) {
         self.queued_bytes += size;
         self.queue.push_back(kept);
@@ -284,6 +287,7 @@ impl State {
     }
 
     /// PUBACK came.
+    #[inline]
     pub(crate) fn on_puback(&mut self, id: PacketId) -> Result<(), OutboundError> {
         if let Some(kept) = self.outbound.on_puback(id)? {
             self.done(&kept);
@@ -340,6 +344,7 @@ impl State {
     /// Moves messages from what has to be resent, then from the queue, into the outbox, as far as
     /// the receive maximum and the outbox's bound allow. Stops at one that lies on disk, and says
     /// so in `wants_load`.
+    #[inline]
     pub(crate) fn pump(&mut self, config: &Config, now: Millis, tally: &mut Tally) {
         self.wants_load = false;
         if !self.outbound.is_caught_up() {

@@ -139,16 +139,19 @@ impl<M> Outbound<M> {
     }
 
     /// The number that the next exchange will have.
+    #[inline]
     pub fn next_number(&self) -> u64 {
         self.first + self.slots.len() as u64
     }
 
     /// The packet identifier of the exchange with this number.
+    #[inline]
     pub fn id_of(number: u64) -> PacketId {
         PacketId::new((number % IDS as u64) as u16 + 1).unwrap_or(PacketId::FIRST)
     }
 
     /// The identifier that the next exchange will have.
+    #[inline]
     pub fn next_id(&self) -> PacketId {
         self.id_at(self.slots.len())
     }
@@ -216,6 +219,7 @@ impl<M> Outbound<M> {
 
     /// Whether a new message may be sent now: all that had to be resent has been
     /// `[MQTT-4.6.0-1]` and the receive maximum leaves room `[MQTT-3.3.4-9]`.
+    #[inline]
     pub fn can_send(&self) -> bool {
         self.sent == self.slots.len()
             && self.outstanding < self.receive_maximum
@@ -224,6 +228,7 @@ impl<M> Outbound<M> {
 
     /// Takes a message into flight and gives it the next identifier. `None` when
     /// [`can_send`](Self::can_send) is false or `qos` is 0, which has no identifier.
+    #[inline]
     pub fn push(&mut self, qos: QoS, message: M) -> Option<PacketId> {
         if !self.can_send() {
             return None;
@@ -243,6 +248,7 @@ impl<M> Outbound<M> {
     }
 
     /// PUBACK came: the message is delivered and given back.
+    #[inline]
     pub fn on_puback(&mut self, id: PacketId) -> Result<M, OutboundError> {
         let index = self.index(id)?;
         match std::mem::replace(&mut self.slots[index], Slot::Complete) {
@@ -315,6 +321,7 @@ impl<M> Outbound<M> {
     }
 
     /// Whether nothing has to be sent again.
+    #[inline]
     pub fn is_caught_up(&self) -> bool {
         self.sent == self.slots.len() && self.released == self.slots.len()
     }
@@ -396,11 +403,13 @@ impl<M> Outbound<M> {
         (!self.is_empty()).then(|| self.id_at(0))
     }
 
+    #[inline]
     fn id_at(&self, index: usize) -> PacketId {
         Self::id_of(self.first + index as u64)
     }
 
     /// Where the exchange lies.
+    #[inline]
     fn index(&self, id: PacketId) -> Result<usize, OutboundError> {
         let first = (self.first % IDS as u64) as usize;
         let index = (usize::from(id.get()) - 1 + IDS - first) % IDS;
