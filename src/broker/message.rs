@@ -128,13 +128,14 @@ impl PublishRef<'_> {
 /// A message that is kept: queued, in flight, retained or a will.
 #[derive(Debug, Clone)]
 pub struct Message {
-    topic: Box<str>,
-    /// Properties, then payload.
-    rest: Box<[u8]>,
+    /// Topic, then properties, then payload: one allocation for all.
+    bytes: Box<[u8]>,
     properties_len: u32,
+    topic_len: u32,
     qos: QoS,
     retain: bool,
-    expires_at: Option<Millis>,
+    /// `Millis::MAX`: never.
+    expires_at: Millis,
     publisher: u64,
     /// Where it lies on disk, if it does.
     place: OnceLock<Arc<Place>>,
@@ -151,26 +152,27 @@ impl Eq for Message {}
 impl Message {
     /// The message, to pass on.
     pub fn as_publish(&self) -> PublishRef<'_> {
-        let (properties, payload) = self.rest.split_at(self.properties_len as usize);
+        let (topic, rest) = self.bytes.split_at(self.topic_len as usize);
+        let (properties, payload) = rest.split_at(self.properties_len as usize);
         PublishRef {
-            topic: &self.topic,
+            topic: text(topic),
             properties,
             payload,
             qos: self.qos,
             retain: self.retain,
-            expires_at: self.expires_at,
+            expires_at: (self.expires_at != Millis::MAX).then_some(self.expires_at),
             publisher: self.publisher,
         }
     }
 
     #[inline]
     pub(crate) fn payload_len(&self) -> u64 {
-        (self.rest.len() - self.properties_len as usize) as u64
+        (self.bytes.len() - self.topic_len as usize - self.properties_len as usize) as u64
     }
 
     /// Topic name.
     pub fn topic(&self) -> &str {
-        &self.topic
+        text(&self.bytes[..self.topic_len as usize])
     }
 
     #[inline]
@@ -186,20 +188,27 @@ impl Message {
 
 impl From<&PublishRef<'_>> for Message {
     fn from(publish: &PublishRef<'_>) -> Self {
-        let mut rest = Vec::with_capacity(publish.properties.len() + publish.payload.len());
-        rest.extend_from_slice(publish.properties);
-        rest.extend_from_slice(publish.payload);
+        let mut bytes = Vec::with_capacity(publish.size());
+        bytes.extend_from_slice(publish.topic.as_bytes());
+        bytes.extend_from_slice(publish.properties);
+        bytes.extend_from_slice(publish.payload);
         Self {
-            topic: publish.topic.into(),
-            rest: rest.into(),
+            bytes: bytes.into(),
             properties_len: publish.properties.len() as u32,
+            topic_len: publish.topic.len() as u32,
             qos: publish.qos,
             retain: publish.retain,
-            expires_at: publish.expires_at,
+            expires_at: publish.expires_at.unwrap_or(Millis::MAX),
             publisher: publish.publisher,
             place: OnceLock::new(),
         }
     }
+}
+
+/// A topic that was text when it was put among the bytes. (Checking costs less than an allocation
+/// of its own.)
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
 }
 
 /// Makes the owned message when the first receiver needs it, and only once.
