@@ -303,3 +303,27 @@ fn a_subscriber_that_is_full_holds_its_publisher_back_until_it_is_slow() {
     turn.finish(&broker);
     assert_eq!(broker.stats().dropped(DropReason::SlowConsumer), 1);
 }
+
+#[test]
+fn messages_for_a_client_that_never_returns_expire() {
+    // [MQTT-3.3.2-5]
+    let broker = broker();
+    let mut away = Peer::connect(&broker, "away", false);
+    away.subscribe("a/b", QoS::AtLeastOnce);
+    drop(away);
+    let mut turn = Turn::default();
+    turn.begin(10);
+    broker.publish(message("stays", QoS::AtLeastOnce, false), &mut turn);
+    let expires = PublishRef { expires_at: Some(1_000), ..message("", QoS::AtLeastOnce, false) };
+    broker.publish(expires, &mut turn);
+    turn.finish(&broker);
+    let session = broker.sessions().get("away").expect("it outlives its connection");
+    assert_eq!(session.lock().queue.len(), 2);
+    for _ in 0..=PURGE_TICKS {
+        turn.begin(1_001);
+        broker.tick(&mut turn);
+        turn.finish(&broker);
+    }
+    assert_eq!(session.lock().queue.len(), 1);
+    assert_eq!(broker.stats().dropped(DropReason::Expired), 1);
+}

@@ -338,3 +338,20 @@ fn explain(error: &ServerError) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durability_is_one_of_three() {
+        assert_eq!(parse_durability("commit"), Ok(Durability::Commit));
+        assert_eq!(parse_durability("none"), Ok(Durability::None));
+        let hundred = Durability::Interval(Duration::from_millis(100));
+        assert_eq!(parse_durability("interval=100"), Ok(hundred));
+        assert_eq!(parse_durability("interval=100ms"), Ok(hundred));
+        for wrong in ["", "interval", "interval=", "interval=0", "interval=-1", "always"] {
+            assert!(parse_durability(wrong).is_err(), "{wrong}");
+        }
+    }
+}

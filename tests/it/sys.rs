@@ -175,3 +175,33 @@ fn refused_messages_are_acknowledged_and_go_nowhere() {
         subscriber.expect_silence();
     }
 }
+
+#[test]
+fn the_disk_has_figures_of_its_own() {
+    let Some(broker) = Broker::durable(&["--sys-interval", "1"]) else { return };
+    let topic = topic();
+    let mut away = broker.connect(V5, connect(client_id()).durable());
+    away.subscribe(&topic, 1);
+    away.leave();
+    broker.join(V5).publish(&topic, "x".repeat(1_000), 1);
+    // The session, its subscription, the message and that it is owed.
+    let grown = [
+        ("live/records", 4.0),
+        ("live/bytes", 1_000.0),
+        ("commits", 1.0),
+        ("commit/latency/p50", 1.0),
+        ("commit/latency/p99", 1.0),
+        ("commit/latency/max", 1.0),
+        ("commit/batches/mean", 1.0),
+        ("commit/bytes/mean", 1.0),
+        ("disk/bytes", 1_000.0),
+        ("segments", 1.0),
+    ];
+    let all = figures(&broker, |all| {
+        grown.iter().all(|(name, least)| {
+            let value = all.get(&format!("store/{name}")).and_then(|text| text.parse::<f64>().ok());
+            value.is_some_and(|value| value >= *least)
+        })
+    });
+    assert_eq!(number(&all, "store/failures"), 0.0);
+}
