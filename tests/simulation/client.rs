@@ -851,6 +851,9 @@ impl Client {
                     if *since <= message.sent && *granted >= qos)
         });
         let surely = surely && (qos > QoS::AtMostOnce || message.qos == QoS::AtMostOnce);
+        // One with a lifetime may have ended in the queue, and come again with a new one when its
+        // publisher, who saw no answer, sent it again.
+        let surely = surely && message.expiry_secs.is_none();
         if *times == 1 && message.will.is_none() && !message.unordered && surely {
             let key = (message.publisher, message.topic, qos);
             let last = self.session.last.insert(key, number);
