@@ -329,27 +329,12 @@ impl LinkState {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::broker::{Outlet, Pulse};
-
-    struct Nowhere(Pulse);
-
-    impl Outlet for Nowhere {
-        fn write(&self, bytes: &[u8]) -> usize {
-            bytes.len()
-        }
-        fn wait_for_room(&self) {}
-        fn wake(&self) {}
-        fn pulse(&self) -> &Pulse {
-            &self.0
-        }
-    }
+    use crate::broker::Deaf;
 
     fn link() -> LinkState {
         let attachment = Attachment {
-            outlet: Arc::new(Nowhere(Pulse::new(0, 0))),
+            outlet: Deaf::shared(),
             version: Version::V311,
             max_packet_size: u32::MAX,
             receive_maximum: 10,

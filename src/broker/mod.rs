@@ -62,6 +62,8 @@ pub use index::Stamp;
 pub use journal::{Batch, Haste, Journal, JournalFigures, Operation, Position, RecordId, Recovery};
 pub use link::{Goodbye, Link, Progress};
 pub use message::{Message, PublishRef};
+#[cfg(test)]
+pub(crate) use outlet::Deaf;
 pub use outlet::{Order, Outlet, Pulse, SharedOutlet};
 pub use providers::{
     AllowAll, Answer, Authenticator, Authorizer, Credentials, MemorySessions, MemoryTopics,

@@ -112,9 +112,7 @@ impl Broker {
         }
         if publish.qos == QoS::AtMostOnce && !along.has_room {
             // It is retained in memory, and lost with this process.
-            if let Some(replaced) = along.replaced {
-                durable::append(&**journal, Haste::Lazy, |batch| batch.delete(replaced));
-            }
+            self.unrecord(along.replaced);
             return None;
         }
         // Others are put also when there is no room. A client's message was refused in time, unless
@@ -144,16 +142,13 @@ impl Broker {
         // Whoever waits for it hurries it, once for all messages of a turn.
         let position = durable::append(&**journal, Haste::Lazy, |batch| {
             if is_stored {
-                let place = Place::new(ids.next(), journal);
-                let record = Record::Message(PublishRef { publisher: 0, ..publish });
-                batch.put(place.id(), |out| record.encode(out));
+                let place = put_message(ids.next(), message, journal, batch);
                 if along.retained {
                     let retained = ids.next();
                     let record = Record::Retained { message: place.id() };
                     batch.put(retained, |out| record.encode(out));
                     place.set_retained(retained);
                 }
-                message.lies_at(place);
             }
             if count > 0 {
                 put_deliveries(message, route, &mut recorded, &mut ids, batch);
@@ -192,10 +187,7 @@ impl Broker {
         let delivery = ids.next();
         let position = durable::append(&**journal, Haste::Lazy, |batch| {
             if message.place().is_none() {
-                let place = Place::new(ids.next(), journal);
-                let record = Record::Message(PublishRef { publisher: 0, ..message.publish });
-                batch.put(place.id(), |out| record.encode(out));
-                message.lies_at(place);
+                put_message(ids.next(), message, journal, batch);
             }
             let Some(place) = message.place() else { return };
             put_delivery(delivery, owner, place, terms, batch);
@@ -225,6 +217,19 @@ impl Broker {
             self.unrecord(message.place().and_then(|place| place.retained()));
         })
     }
+}
+
+fn put_message(
+    id: RecordId,
+    message: &mut LazyMessage<'_>,
+    journal: &Arc<dyn Journal>,
+    batch: &mut Batch,
+) -> Arc<Place> {
+    let place = Place::new(id, journal);
+    let record = Record::Message(PublishRef { publisher: 0, ..message.publish });
+    batch.put(id, |out| record.encode(out));
+    message.lies_at(Arc::clone(&place));
+    place
 }
 
 fn put_deliveries(

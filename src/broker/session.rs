@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::Config;
-use super::durable;
-use super::journal::{Haste, Position, RecordId};
+use super::journal::{Position, RecordId};
 use super::mailbox::LinkState;
 use super::message::LazyMessage;
 use super::outlet::{Order, SharedOutlet};
@@ -489,9 +488,7 @@ impl Session {
             Delivered::Queued => {}
             Delivered::Dropped(reason) => {
                 turn.tally.dropped(reason, 1);
-                if let (Some(record), Some(journal)) = (terms.record, broker.journal()) {
-                    durable::append(&**journal, Haste::Lazy, |batch| batch.delete(record));
-                }
+                broker.unrecord(terms.record);
             }
         }
         if terms.record.is_some() {

@@ -409,6 +409,15 @@ fn on_signals(then: impl Fn() + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
+/// Where progress is drawn: on standard error, or nowhere if that is no terminal.
+fn progress_target() -> ProgressDrawTarget {
+    if io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr_with_hz(10)
+    } else {
+        ProgressDrawTarget::hidden()
+    }
+}
+
 /// Progress on standard error; nothing where that is no terminal.
 struct Bar {
     bar: ProgressBar,
@@ -417,11 +426,7 @@ struct Bar {
 
 impl Bar {
     fn new() -> Self {
-        let target = if io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr_with_hz(10)
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+        let target = progress_target();
         let template = if report::Style::of_stderr().colour {
             "{prefix:.bold} {bar:24.cyan} {msg}"
         } else {

@@ -70,28 +70,15 @@ impl Waiters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{Outlet, Pulse};
-
-    struct Nobody(Pulse);
-
-    impl Outlet for Nobody {
-        fn write(&self, bytes: &[u8]) -> usize {
-            bytes.len()
-        }
-        fn wait_for_room(&self) {}
-        fn wake(&self) {}
-        fn pulse(&self) -> &Pulse {
-            &self.0
-        }
-    }
+    use crate::broker::Deaf;
 
     #[test]
     fn those_who_are_gone_do_not_pile_up() {
         let waiters = Waiters::default();
-        let stays: SharedOutlet = Arc::new(Nobody(Pulse::new(0, 0)));
+        let stays = Deaf::shared();
         waiters.add(1, &stays, || 0);
         for _ in 0..10_000 {
-            let goes: SharedOutlet = Arc::new(Nobody(Pulse::new(0, 0)));
+            let goes = Deaf::shared();
             waiters.add(1, &goes, || 0);
         }
         let waiting = waiters.waiting.lock().expect("not poisoned");
@@ -102,8 +89,8 @@ mod tests {
     #[test]
     fn is_woken_for_each_position_it_asked_for_and_then_no_more() {
         let waiters = Waiters::default();
-        let outlet: SharedOutlet = Arc::new(Nobody(Pulse::new(0, 0)));
-        let other: SharedOutlet = Arc::new(Nobody(Pulse::new(0, 0)));
+        let outlet = Deaf::shared();
+        let other = Deaf::shared();
         assert!(!waiters.add(5, &outlet, || 5), "it is safe already");
         for position in [10, 30, 20] {
             assert!(waiters.add(position, &outlet, || 5));

@@ -1,7 +1,7 @@
 //! `surgemq bench crash`: flags, progress and the report; what is done is in
 //! [`crate::bench::crash`].
 
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::report::Style;
 use super::{INTERRUPTED, Output, any_seed, on_signals, seconds};
@@ -232,11 +232,7 @@ struct Bar {
 
 impl Bar {
     fn new() -> Self {
-        let target = if io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr_with_hz(10)
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+        let target = super::progress_target();
         let template =
             if Style::of_stderr().colour { "{bar:24.cyan} {msg}" } else { "{bar:24} {msg}" };
         let style =

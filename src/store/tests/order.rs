@@ -3,29 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::broker::{Batch, Haste, Journal, Outlet, Pulse, SharedOutlet};
+use crate::broker::{Batch, Deaf, Haste, Journal};
 
 use super::super::core::Core;
 use super::super::testing::SimDisk;
 use super::super::writer::Next;
 use super::super::{Durability, Options};
 use super::world::{Collected, World, id, open, small};
-
-struct Deaf(Pulse);
-
-impl Outlet for Deaf {
-    fn write(&self, bytes: &[u8]) -> usize {
-        bytes.len()
-    }
-
-    fn wait_for_room(&self) {}
-
-    fn wake(&self) {}
-
-    fn pulse(&self) -> &Pulse {
-        &self.0
-    }
-}
 
 #[test]
 fn what_arrives_during_a_sync_is_one_group_with_one_sync() {
@@ -79,7 +63,7 @@ fn a_lazy_batch_rides_along_with_an_urgent_one() {
 
 #[test]
 fn whoever_waits_for_a_lazy_batch_makes_it_urgent() {
-    let outlet: SharedOutlet = Arc::new(Deaf(Pulse::new(0, 0)));
+    let outlet = Deaf::shared();
     let mut world = World::new(4, small(Durability::Commit));
     world.put(10, Haste::Lazy);
     world.core.wake_when_safe(world.core.end(), &outlet);
