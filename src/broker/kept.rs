@@ -164,6 +164,12 @@ impl Kept {
         self.size as usize
     }
 
+    /// When its lifetime ends; `Millis::MAX`: never.
+    #[inline]
+    pub(crate) fn expires_at(&self) -> Millis {
+        self.expires_at
+    }
+
     #[inline]
     pub(crate) fn is_expired(&self, now: Millis) -> bool {
         now > self.expires_at

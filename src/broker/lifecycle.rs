@@ -322,7 +322,7 @@ impl Broker {
                 subscription.set_status(Status::Removed);
             }
             let orphans = take_orphans(session, &mut state);
-            let queue = state.take_queue();
+            let queue = std::mem::take(&mut state.queue);
             let outbound = std::mem::replace(&mut state.outbound, Outbound::new(0));
             (displaced, will, subscriptions, orphans, (state.durable.take(), queue, outbound))
         };

@@ -34,6 +34,7 @@ mod message;
 mod outlet;
 mod providers;
 mod publish;
+mod queue;
 mod record;
 mod records;
 mod restore;

@@ -298,18 +298,14 @@ impl Broker {
                 Ok(()) => {}
                 // Its number is out of reach of the others': it begins anew.
                 Err(Exchange::AwaitPuback(Some(kept)) | Exchange::AwaitPubrec(Some(kept))) => {
-                    let size = kept.size();
-                    state.push_queue(kept, size);
+                    state.queue.push_back(kept);
                 }
                 Err(_) => void.delete(record),
             }
         }
         for (_, record, delivery) in queued {
             match self.restore_kept(record, &delivery, messages) {
-                Some(kept) => {
-                    let size = kept.size();
-                    state.push_queue(kept, size);
-                }
+                Some(kept) => state.queue.push_back(kept),
                 None => void.delete(record),
             }
         }

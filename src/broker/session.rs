@@ -318,7 +318,7 @@ impl Session {
         config: &Config,
         woken: &mut Vec<SharedOutlet>,
     ) {
-        let queued = (state.queue.len(), state.queued_bytes);
+        let queued = (state.queue.len(), state.queue.bytes());
         let limits = (config.max_queued_messages, config.max_queued_bytes);
         let Some(link) = &mut state.link else {
             self.set_flow(Flow::Offline);
@@ -349,7 +349,7 @@ impl Session {
         turn: &mut Turn,
     ) {
         let queue_full = state.queue.len() * 2 >= config.max_queued_messages.max(2)
-            || state.queued_bytes * 2 >= config.max_queued_bytes.max(2);
+            || state.queue.bytes() * 2 >= config.max_queued_bytes.max(2);
         let Some(link) = &mut state.link else { return };
         if link.slow || (link.waiting() < config.outbox_bytes && !queue_full) {
             return;

@@ -223,12 +223,7 @@ pub(crate) fn take_orphans(session: &Arc<Session>, state: &mut State) -> Vec<Kep
     let unacknowledged =
         state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(&mut wanted));
     let mut orphans: Vec<Kept> = unacknowledged.into_iter().flatten().collect();
-    if state.queue.iter().any(&mut wanted) {
-        let (given, kept): (Vec<Kept>, Vec<Kept>) =
-            state.take_queue().into_iter().partition(&mut wanted);
-        state.restore_queue(kept);
-        orphans.extend(given);
-    }
+    orphans.extend(state.queue.extract(&mut wanted));
     orphans
 }
 
@@ -271,7 +266,7 @@ pub(crate) fn give_away(
         // Where another member took one and could not keep it, its record is gone.
         durable.put_queued(&left);
     }
-    state.restore_queue(left);
+    state.queue.give_back(left);
     // The client may be back by now.
     let idle = state.is_idle();
     session.pump(&mut state, broker, idle, turn);

@@ -14,6 +14,7 @@ use super::kept::{Kept, Place};
 use super::mailbox::{Attachment, HARD_FACTOR, Lane, LinkState, Taken};
 use super::message::{Framing, LazyMessage, Message};
 use super::outlet::Order;
+use super::queue::Queue;
 use super::records::Step;
 use super::retained::Replay;
 use super::session::{Delivered, Terms};
@@ -38,8 +39,7 @@ pub(crate) struct State {
     /// Ended for good: a connection that finds it so takes a new one.
     pub(crate) ended: bool,
     pub(crate) outbound: Outbound<Option<Kept>>,
-    pub(crate) queue: VecDeque<Kept>,
-    pub(crate) queued_bytes: usize,
+    pub(crate) queue: Queue,
     pub(crate) inbound: Inbound,
     pub(crate) subscriptions: HashTable<Arc<Subscription>>,
     pub(crate) replays: VecDeque<Replay>,
@@ -70,8 +70,7 @@ impl State {
             epoch: 0,
             ended: false,
             outbound: Outbound::new(0),
-            queue: VecDeque::new(),
-            queued_bytes: 0,
+            queue: Queue::default(),
             inbound: Inbound::default(),
             subscriptions: HashTable::new(),
             replays: VecDeque::new(),
@@ -224,13 +223,13 @@ impl State {
         let size = kept.size();
         let full = |state: &Self| {
             state.queue.len() >= config.max_queued_messages
-                || state.queued_bytes + size > config.max_queued_bytes
+                || state.queue.bytes() + size > config.max_queued_bytes
         };
         if full(self) {
             match config.queue_policy {
                 QueuePolicy::DropOldest => {
                     while full(self)
-                        && let Some(oldest) = self.pop_queue()
+                        && let Some(oldest) = self.queue.pop_front()
                     {
                         self.done(&oldest);
                         tally.dropped(DropReason::QueueFull, 1);
@@ -249,34 +248,8 @@ impl State {
                 QueuePolicy::DropNewest => return Delivered::Dropped(DropReason::QueueFull),
             }
         }
-        self.push_queue(kept, size);
-        Delivered::Queued
-    }
-
-    #[inline]
-    pub(crate) fn push_queue(&mut self, kept: Kept, size: usize) {
-        self.queued_bytes += size;
         self.queue.push_back(kept);
-    }
-
-    fn pop_queue(&mut self) -> Option<Kept> {
-        let kept = self.queue.pop_front()?;
-        self.queued_bytes -= kept.size();
-        Some(kept)
-    }
-
-    /// Empties the queue.
-    pub(crate) fn take_queue(&mut self) -> VecDeque<Kept> {
-        self.queued_bytes = 0;
-        std::mem::take(&mut self.queue)
-    }
-
-    /// Puts messages back in front, in their order.
-    pub(crate) fn restore_queue(&mut self, kept: Vec<Kept>) {
-        for kept in kept.into_iter().rev() {
-            self.queued_bytes += kept.size();
-            self.queue.push_front(kept);
-        }
+        Delivered::Queued
     }
 
     /// A delivery is over: its record is of no use any more.
@@ -430,7 +403,6 @@ impl State {
                 Some(_) => Some(DropReason::TooLarge), // [MQTT-3.1.2-25]: as if it had been sent
             };
             let Some(kept) = self.queue.pop_front() else { break };
-            self.queued_bytes -= kept.size();
             if let Some(reason) = dropped {
                 tally.dropped(reason, 1);
                 if reason != DropReason::Unreadable {
@@ -443,9 +415,7 @@ impl State {
             let keep = link.keep_sent || kept.share().is_some() || kept.record.is_some();
             self.outbound.push(kept.qos, keep.then_some(kept));
         }
-        if self.queue.is_empty() && self.queue.capacity() > 64 {
-            self.queue = VecDeque::new();
-        }
+        self.queue.shrink_if_empty();
     }
 
     /// Where the messages lie that will be sent next and are not in memory.
@@ -458,7 +428,7 @@ impl State {
             bytes += kept.size();
             fits
         };
-        let next = unsent.chain(&self.queue).take(room).take_while(fits);
+        let next = unsent.chain(self.queue.iter()).take(room).take_while(fits);
         next.filter_map(Kept::stored_at).map(Arc::clone).collect()
     }
 
@@ -467,7 +437,7 @@ impl State {
     pub(crate) fn take_loaded(&mut self, loaded: &[(Arc<Place>, Option<Arc<Message>>)]) {
         let mut rest = loaded;
         let unsent = self.outbound.unsent_mut().filter_map(|kept| kept.as_mut());
-        for kept in unsent.chain(&mut self.queue).take(2 * LOADED) {
+        for kept in unsent.chain(self.queue.iter_mut()).take(2 * LOADED) {
             if kept.stored_at().is_none() {
                 continue;
             }
@@ -491,15 +461,9 @@ impl State {
     /// Drops queued messages whose lifetime is over.
     pub(crate) fn drop_expired(&mut self, now: Millis, tally: &mut Tally) {
         let mut steps = Steps::default();
-        let bytes = &mut self.queued_bytes;
-        self.queue.retain(|kept| {
-            let stays = !kept.is_expired(now);
-            if !stays {
-                *bytes -= kept.size();
-                tally.dropped(DropReason::Expired, 1); // [MQTT-3.3.2-5]
-                steps.over(kept);
-            }
-            stays
+        self.queue.drop_expired(now, |kept| {
+            tally.dropped(DropReason::Expired, 1); // [MQTT-3.3.2-5]
+            steps.over(kept);
         });
         if let Some(durable) = self.durable.as_ref().filter(|_| !steps.batch.is_empty()) {
             durable.journal.append(&steps.batch, Haste::Lazy);
