@@ -36,6 +36,7 @@ pub(crate) struct Admission {
     pub(crate) max_packet_size: u32,
     pub(crate) topic_alias_maximum: u16,
     pub(crate) problem_information: bool,
+    pub(crate) is_bridge: bool,
 }
 
 impl Link {
@@ -140,6 +141,7 @@ impl Link {
                 .unwrap_or(0)
                 .min(config.max_outbound_aliases),
             problem_information: properties.request_problem_information.unwrap_or(true),
+            is_bridge: connect.bridge,
         };
         Ok((admission, credentials))
     }
@@ -218,6 +220,7 @@ impl Link {
             problem_information: admission.problem_information,
             max_packet_size: admission.max_packet_size,
             expiry_was_zero: admission.requested_expiry_secs == 0,
+            is_bridge: admission.is_bridge,
         });
         Ok(())
     }
