@@ -7,6 +7,7 @@ use std::pin::Pin;
 use super::link::{Cause, Link, Open};
 use super::mailbox::Attachment;
 use super::providers::{Answer, Credentials};
+use super::retained::is_own;
 use super::turn::Turn;
 use super::will::Will;
 use crate::mqtt::{
@@ -157,7 +158,7 @@ impl Link {
             // [MQTT-3.2.2-13]
             return Err((ReasonCode::RetainNotSupported, "retained messages are not available"));
         }
-        if will.topic.starts_with("$SYS/")
+        if is_own(will.topic)
             || !self.broker.authorizer().may_publish(client_id, username, will.topic)
         {
             return Err((ReasonCode::NotAuthorized, "not authorized to publish to the will topic"));

@@ -275,12 +275,14 @@ fn bridge(world: &World) {
     let Broker { host, port: ours, .. } = &world.broker;
     let configuration = format!(
         "listener {port} 127.0.0.1\nallow_anonymous true\nconnection bridge\n\
-         address {host}:{ours}\nbridge_protocol_version mqttv{protocol}\nnotifications false\n\
-         topic {}/# both 1\n",
+         address {host}:{ours}\nbridge_protocol_version mqttv{protocol}\n\
+         remote_clientid {0}\ntopic {0}/# both 1\n",
         world.prefix
     );
     world.publish("/first", &["-q", "1", "-r", "-m", "retained before"], b"");
     let mut here = world.subscriber(&[&world.topic("/there")], &["-q", "1"]);
+    let state = format!("$SYS/broker/connection/{}/state", world.prefix);
+    let mut connected = world.subscriber(&[&state], &["-q", "1"]);
     let arguments = ["-c", "/dev/stdin"];
     let mut mosquitto = Process::start(mosquitto.args(arguments), configuration.as_bytes());
     mosquitto.wait_for(|line| line.ends_with(" running"));
@@ -304,7 +306,9 @@ fn bridge(world: &World) {
     let here = world.topic("/here");
     let kept = behind("mosquitto_sub", &["-t", &here, "-C", "1", "-F", "%r %p"]).succeed();
     assert_eq!(kept, ["1 from here"]);
+    connected.wait_for(|line| line == format!("{state} 1 0 1"));
     mosquitto.kill();
+    connected.wait_for(|line| line == format!("{state} 1 0 0"));
 }
 
 macro_rules! cases {
