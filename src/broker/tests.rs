@@ -198,7 +198,7 @@ fn another_member_gets_what_a_lost_one_did_not_acknowledge() {
 
 #[test]
 fn a_member_that_is_away_gets_what_an_ended_one_leaves() {
-    // [MQTT-4.8.2-5]
+    // 4.8.2: at QoS 1 it should
     let broker = broker();
     let mut lost = Peer::connect(&broker, "lost", true);
     lost.subscribe("$share/g/a/b", QoS::AtLeastOnce);
