@@ -12,7 +12,7 @@ use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::time::{sleep, timeout};
 
-use super::client_args::{ClientArgs, parse_qos};
+use super::client_args::{ClientArgs, parse_qos, parse_seconds};
 use super::client_run::{self, Failure, Voice, one_topic};
 use super::payload_source::{Source, SourceArgs, stdin_lines};
 use super::signals::Signals;
@@ -23,7 +23,7 @@ use crate::mqtt::{QoS, Version};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Topic to publish to
-    #[arg(short, long, value_name = "TOPIC", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TOPIC")]
     topic: Option<String>,
     #[command(flatten)]
     source: SourceArgs,
@@ -79,8 +79,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let farewell = plan.properties.disconnect.clone();
     let voice = Voice::new(&args.client);
     client_run::run(voice, plan.version, async move {
-        let signals = Signals::listen()?;
-        let (client, _events) = client_run::connect(voice, options).await?;
+        let mut signals = Signals::listen()?;
+        let (client, _events) = client_run::connect(voice, options, &mut signals, None).await?;
         let mut publisher = Publisher::new(client.clone(), template, voice, signals);
         let result = match source {
             Source::One(payload) => publisher.repeat(payload, args.repeat, args.repeat_delay).await,
@@ -91,12 +91,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         result?;
         publisher.verdict()
     })
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok();
-    let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    duration.ok_or_else(|| "not a number of seconds".to_owned())
 }
 
 struct Publisher {
