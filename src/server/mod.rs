@@ -278,7 +278,8 @@ impl Server {
     }
 
     /// Listens on `tcp://HOST:PORT` (or just `HOST:PORT`) and serves in the background of the
-    /// current tokio runtime. Port 0 takes any free one; returns the address.
+    /// current tokio runtime. Port 0 takes any free one; returns the address. `0.0.0.0` is all of
+    /// IPv4 and `[::]` all of IPv6: who wants both listens on both.
     pub async fn listen(&self, address: &str) -> Result<SocketAddr, ServerError> {
         let bare = address.strip_prefix("tcp://").unwrap_or(address);
         if bare.contains("://") || !bare.contains(':') {
@@ -374,6 +375,10 @@ impl Drop for Server {
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // Else [::] would take the port of 0.0.0.0 too, and not be there beside it.
+        socket.set_only_v6(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
