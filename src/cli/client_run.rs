@@ -8,6 +8,7 @@
 
 use std::future::Future;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::task::JoinHandle;
@@ -15,11 +16,18 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client_args::{ClientArgs, ClientPlan};
 use super::signals::Signals;
-use crate::client::{Client, Error, Event, Options};
+use crate::client::{Client, Error, Event, Options, Reconnect};
 use crate::mqtt::Version;
 
 /// The exit code of `-W`.
 pub(super) const TIMED_OUT: u8 = 27;
+
+/// For `pub` and `rr`, which have an end to come to: about two and a half minutes of attempts.
+pub(super) const RECONNECT: Reconnect = Reconnect {
+    first: Duration::from_millis(250),
+    longest: Duration::from_secs(10),
+    attempts: Some(20),
+};
 
 /// The exit codes, for the end of the help.
 pub(super) const CODES_HELP: &str = "\

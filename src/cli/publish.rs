@@ -13,10 +13,10 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::time::{sleep, timeout};
 
 use super::client_args::{ClientArgs, parse_qos, parse_seconds};
-use super::client_run::{self, Failure, Voice, one_topic};
+use super::client_run::{self, Failure, RECONNECT, Voice, one_topic};
 use super::payload_source::{Source, SourceArgs, stdin_lines};
 use super::signals::Signals;
-use crate::client::{Acknowledgement, Client, Delivery, Error, Message, Reconnect};
+use crate::client::{Acknowledgement, Client, Delivery, Error, Message};
 use crate::mqtt::{QoS, Version};
 
 /// Flags of `surgemq pub`.
@@ -49,13 +49,6 @@ pub(super) struct Args {
 /// Longer than all attempts to connect again take together: if nothing is acknowledged in this
 /// time, nothing will be.
 const STALLED: Duration = Duration::from_secs(180);
-
-/// A publisher has an end to come to: about two and a half minutes of attempts.
-const RECONNECT: Reconnect = Reconnect {
-    first: Duration::from_millis(250),
-    longest: Duration::from_secs(10),
-    attempts: Some(20),
-};
 
 /// How many refused messages are reported one by one.
 const REPORTED: u64 = 10;

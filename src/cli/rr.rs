@@ -9,14 +9,12 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
 use super::client_args::{ClientArgs, parse_qos, parse_timeout};
-use super::client_run::{self, Failure, Voice, one_topic};
+use super::client_run::{self, Failure, RECONNECT, Voice, one_topic};
 use super::format::{NotJson, Printer};
 use super::payload_source::{Source, SourceArgs, stdin_lines};
 use super::signals::Signals;
 use super::subscribe::OutputArgs;
-use crate::client::{
-    Client, DisconnectOptions, Filter, Message, Reconnect, Subscribe, Subscription,
-};
+use crate::client::{Client, DisconnectOptions, Filter, Message, Subscribe, Subscription};
 use crate::mqtt::{QoS, ReasonCode, TopicName, Version};
 
 /// Flags of `surgemq rr`.
@@ -47,12 +45,6 @@ pub(super) struct Args {
     #[command(flatten)]
     client: ClientArgs,
 }
-
-const RECONNECT: Reconnect = Reconnect {
-    first: Duration::from_millis(250),
-    longest: Duration::from_secs(10),
-    attempts: Some(20),
-};
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let plan = args.client.plan(Version::V5)?;

@@ -153,6 +153,7 @@ impl Client {
 
     /// Publishes and waits for the acknowledgement: QoS 0: handed to the socket, QoS 1: PUBACK,
     /// QoS 2: PUBCOMP. Over a lost connection it goes on waiting; the message is sent again.
+    /// With a timeout around it: what had room is under way, and stays so when that is over.
     pub async fn publish(&self, message: Message) -> Result<Acknowledgement, Error> {
         self.enqueue(message).await?.await
     }
@@ -217,7 +218,8 @@ impl Client {
     // ----- subscribing
 
     /// Subscribes, and waits for the broker's answer. It is an error if the broker refuses every
-    /// filter; if it refuses some, [`Subscription::reasons`] tells.
+    /// filter; if it refuses some, [`Subscription::reasons`] tells. Without a connection it waits
+    /// for the next one.
     pub async fn subscribe(&self, wanted: impl Into<Subscribe>) -> Result<Subscription, Error> {
         let wanted = wanted.into();
         wanted.check()?;

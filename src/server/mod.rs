@@ -312,7 +312,9 @@ impl Server {
     }
 
     /// Publishes a message from inside this process, without a connection. It does not wait for the
-    /// disk: with a data directory the message is safe a moment later.
+    /// disk: with a data directory the message is safe a moment later. Nor is it held back by slow
+    /// receivers, as a connection is: what does not fit into their queues is dropped there and
+    /// counted.
     pub fn publish(
         &self,
         topic: &str,
@@ -324,7 +326,8 @@ impl Server {
     }
 
     /// Subscribes from inside this process. What arrives waits in a bounded buffer, behind which
-    /// the broker treats a slow [`Subscriber`] like any slow client.
+    /// the broker treats a slow [`Subscriber`] like any slow client. The authenticator is not
+    /// asked; the authorizer is, with no user name. To be called inside a tokio runtime.
     pub fn subscribe(&self, filter: &str, qos: QoS) -> Result<Subscriber, ServerError> {
         self.start_ticking();
         Subscriber::new(&self.broker, self.clock, filter, qos)
