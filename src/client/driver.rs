@@ -34,6 +34,8 @@ pub(crate) async fn run(mut ending: Ending, first: Link) {
     let mut link = first;
     ending.error = loop {
         let error = link.run(shared).await;
+        // The broker waits for the socket to close; the next connection may be far off.
+        drop(link);
         if error.is_final() {
             break error;
         }

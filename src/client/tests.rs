@@ -659,3 +659,15 @@ async fn a_lost_session_is_subscribed_again_for_those_who_read() {
     let _mark = client.enqueue(message("nothing else", QoS::AtMostOnce)).await.unwrap();
     assert_eq!(peer.expect_publish().await.0, "nothing else");
 }
+
+#[tokio::test]
+async fn a_lost_connection_is_closed_before_the_next_is_tried() {
+    let broker = Broker::start().await;
+    let never = Duration::from_secs(3600);
+    let reconnect = Reconnect { first: never, longest: never, attempts: None };
+    let (_client, mut peer) = broker.client(broker.options().reconnect(reconnect)).await;
+    let reason = ReasonCode::ServerShuttingDown;
+    peer.send(&Packet::Disconnect(Disconnect { reason, properties: Properties::default() })).await;
+    let rest = timeout(SOON, peer.stream.read(&mut [0; 1])).await.expect("closed in time");
+    assert_eq!(rest.unwrap(), 0);
+}
