@@ -15,7 +15,7 @@ use super::{Acknowledgement, Client, Error, Message, Subscribe};
 use crate::mqtt::ReasonCode;
 
 /// The messages of one subscription: to be received one by one, in batches, or as a
-/// [`Stream`](futures_core::Stream), with what `futures` or `tokio-stream` make of one.
+/// [`Stream`], with what `futures` or `tokio-stream` make of one.
 ///
 /// ```
 /// # use surgemq::client::{Client, Message};

@@ -60,7 +60,7 @@ pub struct SubscriberMessage {
     pub retain: bool,
 }
 
-/// A subscription inside the process of the broker, and a [`Stream`](futures_core::Stream) of its
+/// A subscription inside the process of the broker, and a [`Stream`] of its
 /// messages. Dropping it ends it.
 ///
 /// ```
