@@ -493,6 +493,7 @@ fn pub_sends_the_same() {
     let cases = [
         (1, "-t p/1 -m hello".to_owned(), ""),
         (1, "-t p/1 -m -5".to_owned(), ""),
+        (1, "-t p/1 -m --help".to_owned(), ""),
         (1, "-t p/1 -m hello -q 1".to_owned(), ""),
         (1, "-t p/1 -m hello -q 2 -V 5".to_owned(), ""),
         (1, "-t p/1 -n -q 1".to_owned(), ""),
@@ -528,6 +529,18 @@ fn pub_sends_the_same() {
             show(&finish(watcher).stdout)
         });
         assert_eq!(seen[0], seen[1], "{arguments}");
+    }
+    // A shell's argument is bytes, and so is a payload.
+    let binary = std::os::unix::ffi::OsStrExt::from_bytes(b"kept \xff\xfe");
+    for whose in BOTH {
+        let mut publish = command(whose, "pub", &["-p", &port, "-t", "p/binary", "-r", "-m"]);
+        assert_eq!(
+            publish.arg::<&std::ffi::OsStr>(binary).output().unwrap().status.code(),
+            Some(0)
+        );
+        let look = ["-p", &port, "-t", "p/binary", "-C", "1", "-W", "30", "-F", "%x"];
+        let output = finish(command(whose, "sub", &look).spawn().unwrap());
+        assert_eq!(show(&output.stdout), "6b65707420fffe\\n", "{whose:?}");
     }
     let look = ["-p", &port, "-t", "p/retained", "-C", "1", "-W", "30"];
     let output = finish(command(Whose::Ours, "sub", &look).spawn().unwrap());
@@ -819,4 +832,56 @@ fn many_lines_arrive_complete_and_in_order() {
         assert!(output.stdout == lines.as_bytes(), "{version} at QoS {qos}");
     }
     runtime.block_on(server.stop(Duration::from_millis(100)));
+}
+
+/// A broker that takes the connection and says nothing kept `-W` and Ctrl-C from ending anything.
+#[test]
+fn a_silent_broker_does_not_hold_anybody() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    for (name, words) in [("sub", &["-t", "t"][..]), ("rr", &["-t", "t", "-e", "r", "-n"])] {
+        let start = Instant::now();
+        let arguments = [&["-h", "127.0.0.1", "-p", &port, "-W", "0.1"][..], words].concat();
+        let output = finish(command(Whose::Ours, name, &arguments).spawn().unwrap());
+        assert_eq!(output.status.code(), Some(27), "{name}: {}", show(&output.stderr));
+        assert!(start.elapsed() < Duration::from_secs(8), "sooner than connecting is given up");
+        listener.accept().unwrap();
+    }
+    let words = ["-h", "127.0.0.1", "-p", &port, "-t", "t", "-n"];
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let start = Instant::now();
+        let child = command(Whose::Ours, "pub", &words).spawn().unwrap();
+        // Connected, so signals are listened to.
+        let _silent = listener.accept().unwrap();
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        assert_eq!(finish(child).status.code(), Some(code));
+        assert!(start.elapsed() < Duration::from_secs(8), "sooner than connecting is given up");
+    }
+}
+
+/// What is wrong is said in the words of the flag that it is wrong for.
+#[test]
+fn wrong_flags_are_told_plainly() {
+    for (arguments, words) in [
+        ("pub -t a -m x -q -1", "invalid value '-1' for '--qos <QOS>'"),
+        ("sub -t a -C -1", "invalid value '-1' for '-C <N>'"),
+        ("sub -t a -W 0", "not a number of seconds above 0"),
+        ("sub -t a --cafile ca.crt", "TLS is not supported yet"),
+        ("pub -t a -m x --psk-identity me", "TLS is not supported yet"),
+        ("rr -t a -m x -e b --proxy socks5h://h", "proxies are not supported"),
+        ("pub -t a -m x -D connect receive-maximum 0", "is not a value of receive-maximum"),
+    ] {
+        let (name, rest) = arguments.split_once(' ').unwrap();
+        let words_of: Vec<&str> = rest.split(' ').collect();
+        let output = finish(command(Whose::Ours, name, &words_of).spawn().unwrap());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains(words), "{arguments}: {stderr}");
+        assert_eq!(output.status.code(), Some(1), "{arguments}");
+    }
+    for name in ["pub", "sub", "rr"] {
+        let output = finish(command(Whose::Ours, name, &["--version"]).spawn().unwrap());
+        assert!(show(&output.stdout).starts_with("surgemq"), "{}", show(&output.stdout));
+        assert_eq!(output.status.code(), Some(0));
+    }
 }

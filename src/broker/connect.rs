@@ -97,7 +97,7 @@ impl Link {
             Version::V311 => connect.clean_start,
             Version::V5 => true,
         };
-        if assigned && !(may_be_empty && config.allow_empty_client_id) {
+        if assigned && !(may_be_empty && (config.allow_empty_client_id || self.trusted)) {
             return Err((ReasonCode::ClientIdentifierNotValid, "the client identifier is empty"));
         }
         let client_id =

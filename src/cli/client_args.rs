@@ -2,6 +2,7 @@
 //! that they make.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
@@ -15,13 +16,7 @@ use crate::mqtt::{QoS, Version};
 #[command(next_help_heading = "Connection")]
 pub(super) struct ClientArgs {
     /// Broker to connect to
-    #[arg(
-        short = 'h',
-        long,
-        default_value = "localhost",
-        value_name = "HOST",
-        allow_hyphen_values = true
-    )]
+    #[arg(short = 'h', long, default_value = "localhost", value_name = "HOST")]
     host: String,
     /// Port of the broker
     #[arg(short, long, default_value_t = 1883, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -44,14 +39,7 @@ pub(super) struct ClientArgs {
     #[arg(short = 'V', long, value_name = "VERSION", value_parser = parse_version)]
     protocol_version: Option<Version>,
     /// User name
-    #[arg(
-        short,
-        long,
-        env = "SURGEMQ_USERNAME",
-        hide_env_values = true,
-        value_name = "NAME",
-        allow_hyphen_values = true
-    )]
+    #[arg(short, long, env = "SURGEMQ_USERNAME", hide_env_values = true, value_name = "NAME")]
     username: Option<String>,
     /// Password; other users of this machine can see it: prefer the environment or a file
     #[arg(
@@ -59,43 +47,36 @@ pub(super) struct ClientArgs {
         long = "pw",
         env = "SURGEMQ_PASSWORD",
         hide_env_values = true,
-        value_name = "PASSWORD",
-        allow_hyphen_values = true
+        value_name = "PASSWORD"
     )]
     password: Option<String>,
     /// File with the password in its first line
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
     /// Client identifier [default: chosen by the broker (5.0) or at random]
-    #[arg(
-        short,
-        long,
-        value_name = "ID",
-        allow_hyphen_values = true,
-        conflicts_with = "id_prefix"
-    )]
+    #[arg(short, long, value_name = "ID", conflicts_with = "id_prefix")]
     id: Option<String>,
     /// Client identifier made of this and the process id
-    #[arg(short = 'I', long, value_name = "PREFIX", allow_hyphen_values = true)]
+    #[arg(short = 'I', long, value_name = "PREFIX")]
     id_prefix: Option<String>,
     /// Keep the session: do not ask for a clean one
     #[arg(short = 'c', long = "disable-clean-session")]
     keep_session: bool,
     /// Seconds that the broker keeps the session after a disconnect (5.0); -1 for ever
     /// [default: 0, with -c: -1]
-    #[arg(short = 'x', long, value_name = "SECONDS", value_parser = parse_expiry, allow_hyphen_values = true)]
+    #[arg(short = 'x', long, value_name = "SECONDS", value_parser = parse_expiry)]
     session_expiry_interval: Option<u32>,
     /// Seconds without traffic until a ping; 0 for none
     #[arg(short, long, default_value_t = 60, value_name = "SECONDS")]
     keepalive: u16,
     /// Property of a packet (5.0); may be repeated. User properties have a NAME before the VALUE
-    #[arg(short = 'D', long = "property", value_names = ["COMMAND PROPERTY [NAME] VALUE"], allow_hyphen_values = true)]
+    #[arg(short = 'D', long = "property", value_names = ["COMMAND PROPERTY [NAME] VALUE"])]
     properties: Vec<CommandProperty>,
     /// Topic of the will, which the broker publishes when this client is lost
     #[arg(long, value_name = "TOPIC")]
     will_topic: Option<String>,
     /// Payload of the will
-    #[arg(long, value_name = "PAYLOAD", requires = "will_topic", allow_hyphen_values = true)]
+    #[arg(long, value_name = "PAYLOAD", requires = "will_topic")]
     will_payload: Option<String>,
     /// Quality of service of the will
     #[arg(long, value_name = "QOS", default_value = "0", value_parser = parse_qos)]
@@ -115,9 +96,20 @@ pub(super) struct ClientArgs {
     /// Do not print errors at run time
     #[arg(long)]
     pub(super) quiet: bool,
+    // Known, so that nobody is told of flags that look alike.
+    #[arg(long = "cafile", hide = true, value_name = "VALUE", value_parser = refuse_tls, aliases = [
+        "capath", "cert", "key", "ciphers", "keyform", "psk", "psk-identity", "tls-alpn",
+        "tls-engine", "tls-engine-kpass-sha1", "tls-version",
+    ])]
+    tls: Option<String>,
+    #[arg(long, hide = true, value_name = "URL", value_parser = refuse_proxy)]
+    proxy: Option<String>,
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
+    /// Print version
+    #[arg(long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
 }
 
 /// What the shared flags come to.
@@ -217,6 +209,34 @@ impl ClientArgs {
 pub(super) fn parse_qos(text: &str) -> Result<QoS, String> {
     let number = text.parse().ok();
     number.and_then(QoS::from_u8).ok_or_else(|| "QoS is 0, 1 or 2".to_owned())
+}
+
+/// A number of seconds, such as `2` or `0.5`.
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok();
+    let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    duration.ok_or_else(|| "not a number of seconds".to_owned())
+}
+
+/// `-W`: no longer than what a clock can be set to everywhere.
+pub(super) fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let range = Duration::from_nanos(1)..=Duration::from_secs(u32::MAX.into());
+    let wait = parse_seconds(text).ok().filter(|wait| range.contains(wait));
+    wait.ok_or_else(|| "not a number of seconds above 0".to_owned())
+}
+
+/// As mosquitto's clients have it: the word behind a flag is its value, whatever it looks like.
+pub(super) fn take_next_word(argument: clap::Arg) -> clap::Arg {
+    let takes = argument.get_action().takes_values();
+    argument.allow_hyphen_values(takes)
+}
+
+fn refuse_tls(_: &str) -> Result<String, String> {
+    Err("TLS is not supported yet".to_owned())
+}
+
+fn refuse_proxy(_: &str) -> Result<String, String> {
+    Err("proxies are not supported".to_owned())
 }
 
 fn parse_version(text: &str) -> Result<Version, String> {

@@ -3,21 +3,31 @@
 //!
 //! Exit codes are mosquitto's: 0 all went well, 1 wrong usage or any error, 27 timed out (`-W`);
 //! a refused connection gives the code of CONNACK (its return code before 5.0, its reason code in
-//! 5.0). `pub` that is interrupted before everything was acknowledged exits with 130 (SIGINT) or
-//! 143 (SIGTERM).
+//! 5.0). Whoever is interrupted before the connection is made, and `pub` before everything was
+//! acknowledged, exits with 130 (SIGINT) or 143 (SIGTERM).
 
 use std::future::Future;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 use super::client_args::{ClientArgs, ClientPlan};
-use crate::client::{Client, Error, Event, Options};
+use super::signals::Signals;
+use crate::client::{Client, Error, Event, Options, Reconnect};
 use crate::mqtt::Version;
 
 /// The exit code of `-W`.
 pub(super) const TIMED_OUT: u8 = 27;
+
+/// For `pub` and `rr`, which have an end to come to: about two and a half minutes of attempts.
+pub(super) const RECONNECT: Reconnect = Reconnect {
+    first: Duration::from_millis(250),
+    longest: Duration::from_secs(10),
+    attempts: Some(20),
+};
 
 /// The exit codes, for the end of the help.
 pub(super) const CODES_HELP: &str = "\
@@ -132,13 +142,20 @@ pub(super) fn run(
     })
 }
 
-/// Connects, and tells from then on what happens to the connection.
+/// Connects, and tells from then on what happens to the connection. A broker that does not answer
+/// must not keep anybody from stopping it, nor `-W` from ending it at `deadline`.
 pub(super) async fn connect(
     voice: Voice,
     options: Options,
+    signals: &mut Signals,
+    deadline: Option<Instant>,
 ) -> Result<(Client, JoinHandle<()>), Failure> {
     voice.explain(|| format!("connecting, {options:?}"));
-    let client = options.connect().await?;
+    let client = tokio::select! {
+        client = options.connect() => client?,
+        signal = signals.recv() => return Err(Failure::Interrupted(signal.exit_code())),
+        () = reached(deadline) => return Err(Failure::TimedOut),
+    };
     voice.explain(|| format!("connected as {:?}", client.client_id()));
     let mut events = client.events();
     let listener = tokio::spawn(async move {
@@ -147,6 +164,14 @@ pub(super) async fn connect(
         }
     });
     Ok((client, listener))
+}
+
+/// Waits until `deadline`, or for ever.
+pub(super) async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn tell(voice: Voice, event: Event) {

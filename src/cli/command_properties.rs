@@ -1,5 +1,6 @@
 //! `-D COMMAND PROPERTY VALUE`: properties of MQTT 5.0 for the packets that a client sends.
 
+use std::num::NonZero;
 use std::str::FromStr;
 
 use bytes::Bytes;
@@ -72,7 +73,8 @@ impl CommandProperties {
                 true
             }
             ("publish", "topic-alias") => {
-                self.publish_alias = given.number::<u16>()? > 0;
+                given.number::<NonZero<u16>>()?;
+                self.publish_alias = true;
                 true
             }
             ("publish", _) => given.set_message(&mut self.publish)?,
@@ -121,8 +123,8 @@ impl CommandProperties {
 impl CommandProperty {
     fn set_connect(&self, options: Options) -> Result<Options, String> {
         Ok(match self.property.as_str() {
-            "maximum-packet-size" => options.max_packet_size(self.number()?),
-            "receive-maximum" => options.receive_maximum(self.number()?),
+            "maximum-packet-size" => options.max_packet_size(self.number::<NonZero<u32>>()?.get()),
+            "receive-maximum" => options.receive_maximum(self.number::<NonZero<u16>>()?.get()),
             "request-problem-information" => options.request_problem_information(self.flag()?),
             "request-response-information" => options.request_response_information(self.flag()?),
             "session-expiry-interval" => options.session_expiry_secs(self.number()?),
@@ -209,6 +211,9 @@ mod tests {
             ("publish nonsense b", "nonsense is not a property of PUBLISH"),
             ("connect content-type b", "content-type is not a property of CONNECT"),
             ("subscribe content-type b", "content-type is not a property of SUBSCRIBE"),
+            ("connect receive-maximum 0", "\"0\" is not a value of receive-maximum"),
+            ("connect maximum-packet-size 0", "\"0\" is not a value of maximum-packet-size"),
+            ("publish topic-alias 0", "\"0\" is not a value of topic-alias"),
             ("connect receive-maximum 70000", "\"70000\" is not a value of receive-maximum"),
             ("publish payload-format-indicator 2", "payload-format-indicator is 0 or 1"),
         ] {

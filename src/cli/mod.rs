@@ -38,13 +38,13 @@ enum Command {
     /// Publish messages
     // `-h` is the host and `-V` the protocol version, as with mosquitto's clients; what is given
     // twice counts as given last, so that the command line overrides the options file.
-    #[command(disable_help_flag = true, args_override_self = true, after_help = client_run::CODES_HELP)]
+    #[command(version, disable_help_flag = true, disable_version_flag = true, mut_args = client_args::take_next_word, args_override_self = true, after_help = client_run::CODES_HELP)]
     Pub(Box<publish::Args>),
     /// Subscribe and print what arrives
-    #[command(disable_help_flag = true, args_override_self = true, after_help = subscribe::FORMAT_HELP, after_long_help = subscribe::FORMAT_HELP)]
+    #[command(version, disable_help_flag = true, disable_version_flag = true, mut_args = client_args::take_next_word, args_override_self = true, after_help = subscribe::FORMAT_HELP, after_long_help = subscribe::FORMAT_HELP)]
     Sub(Box<subscribe::Args>),
     /// Publish a request and print the response
-    #[command(disable_help_flag = true, args_override_self = true, after_help = subscribe::FORMAT_HELP)]
+    #[command(version, disable_help_flag = true, disable_version_flag = true, mut_args = client_args::take_next_word, args_override_self = true, after_help = subscribe::FORMAT_HELP)]
     Rr(Box<rr::Args>),
     /// Measure a broker: 1:1, fan-in, fan-out and mesh
     Bench(Box<bench::Args>),

@@ -1,6 +1,8 @@
 //! Where `pub` and `rr` get their messages from: one message or many lines.
 
+use std::ffi::OsString;
 use std::io::{BufRead, IsTerminal, Read};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -13,10 +15,10 @@ use tokio::sync::mpsc;
 #[command(next_help_heading = "Message")]
 pub(super) struct SourceArgs {
     /// The message
-    #[arg(short, long, value_name = "MESSAGE", allow_hyphen_values = true)]
-    message: Option<String>,
+    #[arg(short, long, value_name = "MESSAGE")]
+    message: Option<OsString>,
     /// Send the content of FILE as the message
-    #[arg(short, long, value_name = "FILE", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Send every line of standard input as a message; the default
     #[arg(short = 'l', long = "stdin-line")]
@@ -46,7 +48,7 @@ impl SourceArgs {
     /// Reads what is one message; lines are read later. Says so when they come from a terminal.
     pub(super) fn open(&self, quiet: bool) -> anyhow::Result<Source> {
         if let Some(message) = &self.message {
-            return Ok(Source::One(Bytes::from(message.clone())));
+            return Ok(Source::One(Bytes::from(message.clone().into_vec())));
         }
         if self.null {
             return Ok(Source::One(Bytes::new()));

@@ -12,18 +12,18 @@ use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::time::{sleep, timeout};
 
-use super::client_args::{ClientArgs, parse_qos};
-use super::client_run::{self, Failure, Voice, one_topic};
+use super::client_args::{ClientArgs, parse_qos, parse_seconds};
+use super::client_run::{self, Failure, RECONNECT, Voice, one_topic};
 use super::payload_source::{Source, SourceArgs, stdin_lines};
 use super::signals::Signals;
-use crate::client::{Acknowledgement, Client, Delivery, Error, Message, Reconnect};
+use crate::client::{Acknowledgement, Client, Delivery, Error, Message};
 use crate::mqtt::{QoS, Version};
 
 /// Flags of `surgemq pub`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Topic to publish to
-    #[arg(short, long, value_name = "TOPIC", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TOPIC")]
     topic: Option<String>,
     #[command(flatten)]
     source: SourceArgs,
@@ -50,13 +50,6 @@ pub(super) struct Args {
 /// time, nothing will be.
 const STALLED: Duration = Duration::from_secs(180);
 
-/// A publisher has an end to come to: about two and a half minutes of attempts.
-const RECONNECT: Reconnect = Reconnect {
-    first: Duration::from_millis(250),
-    longest: Duration::from_secs(10),
-    attempts: Some(20),
-};
-
 /// How many refused messages are reported one by one.
 const REPORTED: u64 = 10;
 
@@ -79,8 +72,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let farewell = plan.properties.disconnect.clone();
     let voice = Voice::new(&args.client);
     client_run::run(voice, plan.version, async move {
-        let signals = Signals::listen()?;
-        let (client, _events) = client_run::connect(voice, options).await?;
+        let mut signals = Signals::listen()?;
+        let (client, _events) = client_run::connect(voice, options, &mut signals, None).await?;
         let mut publisher = Publisher::new(client.clone(), template, voice, signals);
         let result = match source {
             Source::One(payload) => publisher.repeat(payload, args.repeat, args.repeat_delay).await,
@@ -91,12 +84,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         result?;
         publisher.verdict()
     })
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok();
-    let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    duration.ok_or_else(|| "not a number of seconds".to_owned())
 }
 
 struct Publisher {

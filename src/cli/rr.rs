@@ -6,27 +6,25 @@ use std::time::Duration;
 
 use anyhow::bail;
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::client_args::{ClientArgs, parse_qos};
-use super::client_run::{self, Failure, Voice, one_topic};
+use super::client_args::{ClientArgs, parse_qos, parse_timeout};
+use super::client_run::{self, Failure, RECONNECT, Voice, one_topic};
 use super::format::{NotJson, Printer};
 use super::payload_source::{Source, SourceArgs, stdin_lines};
 use super::signals::Signals;
 use super::subscribe::OutputArgs;
-use crate::client::{
-    Client, DisconnectOptions, Filter, Message, Reconnect, Subscribe, Subscription,
-};
+use crate::client::{Client, DisconnectOptions, Filter, Message, Subscribe, Subscription};
 use crate::mqtt::{QoS, ReasonCode, TopicName, Version};
 
 /// Flags of `surgemq rr`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Topic of the request
-    #[arg(short, long, value_name = "TOPIC", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "TOPIC")]
     topic: Option<String>,
     /// Topic of the response
-    #[arg(short = 'e', value_name = "TOPIC", allow_hyphen_values = true)]
+    #[arg(short = 'e', value_name = "TOPIC")]
     response_topic: String,
     #[command(flatten)]
     source: SourceArgs,
@@ -40,19 +38,13 @@ pub(super) struct Args {
     #[arg(short = 'R')]
     no_retained: bool,
     /// Seconds to wait for the response; then exit with code 27
-    #[arg(short = 'W', value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=u32::MAX as u64))]
-    timeout: Option<u64>,
+    #[arg(short = 'W', value_name = "SECONDS", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     client: ClientArgs,
 }
-
-const RECONNECT: Reconnect = Reconnect {
-    first: Duration::from_millis(250),
-    longest: Duration::from_secs(10),
-    attempts: Some(20),
-};
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let plan = args.client.plan(Version::V5)?;
@@ -84,7 +76,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         printer: args.output.printer()?,
         no_retained: args.no_retained,
         correlates: plan.version.is_v5(),
-        wait: args.timeout.map(Duration::from_secs),
+        wait: args.timeout,
         voice,
         requests: 0,
     };
@@ -92,7 +84,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let farewell = plan.properties.disconnect.clone();
     client_run::run(voice, plan.version, async move {
         let mut signals = Signals::listen()?;
-        let (client, _events) = client_run::connect(voice, options).await?;
+        let deadline = args.timeout.map(|wait| Instant::now() + wait);
+        let (client, _events) = client_run::connect(voice, options, &mut signals, deadline).await?;
         let result = tokio::select! {
             result = requester.run(&client, wanted, source) => result,
             signal = signals.recv() => Err(Failure::Interrupted(signal.exit_code())),

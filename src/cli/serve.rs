@@ -1,5 +1,6 @@
 //! `surgemq serve`: flags, the runtime, signals, the start-up line.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -57,7 +58,7 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value = "human", value_name = "FORMAT")]
     log_format: LogFormat,
     /// Worker threads [default: one for each core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
 
     #[command(flatten, next_help_heading = "Durability")]
@@ -86,6 +87,10 @@ struct DiskArgs {
     max_disk: u64,
 }
 
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "not a number above 0".to_owned())
+}
+
 fn parse_durability(text: &str) -> Result<Durability, String> {
     match text {
         "commit" => Ok(Durability::Commit),
@@ -103,19 +108,22 @@ fn parse_durability(text: &str) -> Result<Durability, String> {
 #[derive(Debug, clap::Args)]
 struct Limits {
     /// Connections at one time
-    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS)]
+    #[arg(long, value_name = "N", default_value_t = MAX_CONNECTIONS, value_parser = at_least_one)]
     max_connections: usize,
     /// Sessions kept, connected or not
-    #[arg(long, value_name = "N", default_value_t = Config::default().max_sessions)]
+    #[arg(long, value_name = "N", default_value_t = Config::default().max_sessions,
+          value_parser = at_least_one)]
     max_sessions: usize,
     /// Time for a connection to send its CONNECT
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_span)]
     connect_timeout: Span,
     /// Largest CONNECT in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_connect_size)]
+    #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_connect_size,
+          value_parser = clap::value_parser!(u32).range(1..))]
     max_connect_size: u32,
     /// Largest packet in bytes after CONNECT
-    #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_packet_size)]
+    #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_packet_size,
+          value_parser = clap::value_parser!(u32).range(1..))]
     max_packet_size: u32,
     /// QoS 1 and 2 messages that a 5.0 client may have in flight to the broker
     #[arg(long, value_name = "N", default_value_t = Config::default().receive_maximum,
@@ -236,7 +244,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.max_connections = config.max_connections.min(room.max(1));
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = args.threads {
-        runtime.worker_threads(threads.max(1));
+        runtime.worker_threads(threads);
     }
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     let addresses = match (args.port, args.bind) {
@@ -315,7 +323,7 @@ async fn serve(
         }
     }
     // With -p, one of IPv4 and IPv6 may be missing on this machine.
-    if let Some(error) = failure.filter(|_| !any || listening.is_empty()) {
+    if let Some(error) = failure.filter(|e| !any || listening.is_empty() || is_in_use(e)) {
         eprintln!("surgemq: {}", explain(&error));
         return Ok(ExitCode::from(EXIT_LISTEN));
     }
@@ -332,11 +340,18 @@ async fn serve(
 
 fn explain(error: &ServerError) -> String {
     match error {
-        ServerError::Listen(address, cause) if cause.kind() == std::io::ErrorKind::AddrInUse => {
+        ServerError::Listen(address, _) if is_in_use(error) => {
             format!("{address} is in use by another program; choose another one with --bind or -p")
+        }
+        ServerError::Address(text) | ServerError::Resolve(text, _) if text.starts_with(':') => {
+            format!("'{text}' names no host: 0.0.0.0{text} is all of IPv4, [::]{text} all of IPv6")
         }
         other => other.to_string(),
     }
+}
+
+fn is_in_use(error: &ServerError) -> bool {
+    matches!(error, ServerError::Listen(_, cause) if cause.kind() == ErrorKind::AddrInUse)
 }
 
 #[cfg(test)]

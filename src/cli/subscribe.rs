@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use super::client_args::{ClientArgs, parse_qos};
-use super::client_run::{self, Failure, Voice};
+use super::client_args::{ClientArgs, parse_qos, parse_timeout};
+use super::client_run::{self, Failure, Voice, reached};
 use super::command_properties::CommandProperties;
 use super::format::{NotJson, Printer};
 use super::signals::Signals;
@@ -19,13 +19,13 @@ use crate::mqtt::{QoS, ReasonCode, SharedFilter, TopicFilter, TopicName, Version
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Topic filter to subscribe to; may be repeated
-    #[arg(short, long, value_name = "FILTER", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "FILTER")]
     topic: Vec<String>,
     /// Do not print messages whose topic matches FILTER; may be repeated
-    #[arg(short = 'T', long, value_name = "FILTER", allow_hyphen_values = true)]
+    #[arg(short = 'T', long, value_name = "FILTER")]
     filter_out: Vec<String>,
     /// Unsubscribe from FILTER, after subscribing; may be repeated
-    #[arg(short = 'U', long, value_name = "FILTER", allow_hyphen_values = true)]
+    #[arg(short = 'U', long, value_name = "FILTER")]
     unsubscribe: Vec<String>,
     /// Quality of service to ask for: 0, 1 or 2
     #[arg(short, long, default_value = "0", value_name = "QOS", value_parser = parse_qos)]
@@ -34,8 +34,8 @@ pub(super) struct Args {
     #[arg(short = 'C', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Exit after SECONDS, with code 27
-    #[arg(short = 'W', value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=u32::MAX as u64))]
-    timeout: Option<u64>,
+    #[arg(short = 'W', value_name = "SECONDS", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
     /// Exit when the broker has acknowledged all subscriptions
     #[arg(short = 'E')]
     exit_after_subscribing: bool,
@@ -71,7 +71,7 @@ pub(super) struct OutputArgs {
     #[arg(short = 'N')]
     no_end_of_line: bool,
     /// Output format: see below
-    #[arg(short = 'F', value_name = "FORMAT", allow_hyphen_values = true)]
+    #[arg(short = 'F', value_name = "FORMAT")]
     format: Option<String>,
     /// Print the JSON of %j and %J with line breaks
     #[arg(long)]
@@ -139,11 +139,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let farewell = plan.properties.disconnect.clone();
     let unsubscribe =
         Unsubscribe { filters: args.unsubscribe, properties: plan.properties.unsubscribe };
-    let deadline = args.timeout.map(Duration::from_secs);
+    let deadline = args.timeout.map(|wait| Instant::now() + wait);
     client_run::run(voice, plan.version, async move {
-        let signals = Signals::listen()?;
-        let (client, _events) = client_run::connect(voice, options).await?;
-        let deadline = deadline.map(|wait| Instant::now() + wait);
+        let mut signals = Signals::listen()?;
+        let (client, _events) = client_run::connect(voice, options, &mut signals, deadline).await?;
         let session = Session { client: client.clone(), signals, deadline };
         let leave_early = args.exit_after_subscribing;
         let result = subscriber.run(session, wanted, unsubscribe, leave_early).await;
@@ -220,13 +219,6 @@ impl Session {
             signal = self.signals.recv() => Err(Failure::Interrupted(signal.exit_code())),
             () = reached(deadline) => Err(Failure::TimedOut),
         }
-    }
-}
-
-async fn reached(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -29,29 +29,47 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const FAR: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Runs until the user disconnects or reconnecting is given up.
-pub(crate) async fn run(shared: Arc<Shared>, first: Established) {
-    let mut established = first;
-    let error = loop {
-        let error = match Link::open(&shared, established) {
-            Ok(mut link) => link.run(&shared).await,
-            Err(error) => error,
-        };
+pub(crate) async fn run(mut ending: Ending, first: Link) {
+    let shared = &*ending.shared;
+    let mut link = first;
+    ending.error = loop {
+        let error = link.run(shared).await;
+        // The broker waits for the socket to close; the next connection may be far off.
+        drop(link);
         if error.is_final() {
             break error;
         }
         shared.event(Event::Lost { error: error.clone() });
-        match reconnect(&shared, error).await {
-            Ok(next) => established = next,
+        match reconnect(shared, error).await {
+            Ok(next) => link = next,
             Err(error) => break error,
         }
     };
-    shared.close(&error);
-    shared.event(Event::Closed { error });
+}
+
+/// Closes the client when its task ends, also when the task is dropped half-way, or before it has
+/// begun, because its runtime has ended: nobody shall wait for it without end.
+pub(crate) struct Ending {
+    shared: Arc<Shared>,
+    error: Error,
+}
+
+impl Ending {
+    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, error: Error::RuntimeEnded }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.shared.close(&self.error);
+        self.shared.event(Event::Closed { error: self.error.clone() });
+    }
 }
 
 /// Tries until a connection is made, there is no hope, or the user has enough. Gives the last
 /// error then.
-async fn reconnect(shared: &Shared, lost: Error) -> Result<Established, Error> {
+async fn reconnect(shared: &Shared, lost: Error) -> Result<Link, Error> {
     let mut last = lost;
     for attempt in 1.. {
         let Some(delay) = shared.options.reconnect.delay(attempt, random()) else { break };
@@ -59,14 +77,14 @@ async fn reconnect(shared: &Shared, lost: Error) -> Result<Established, Error> {
         let client_id = shared.lock().client_id.clone();
         let try_once = async {
             sleep(delay).await;
-            establish(&shared.options, &client_id, true).await
+            Link::open(shared, establish(&shared.options, &client_id, true).await?)
         };
         let result = tokio::select! {
             result = try_once => result,
             () = shared.closing() => Err(Error::Closed),
         };
         match result {
-            Ok(established) => return Ok(established),
+            Ok(link) => return Ok(link),
             Err(error) if error.is_final() => return Err(error),
             Err(error) => last = error,
         }
@@ -76,7 +94,7 @@ async fn reconnect(shared: &Shared, lost: Error) -> Result<Established, Error> {
 }
 
 /// One connection.
-struct Link {
+pub(crate) struct Link {
     reader: ReadHalf<Box<dyn Stream>>,
     writer: WriteHalf<Box<dyn Stream>>,
     input: ReadBuffer,
@@ -99,7 +117,7 @@ enum Wake {
 
 impl Link {
     /// Applies the CONNACK at the start of what was read.
-    fn open(shared: &Shared, established: Established) -> Result<Self, Error> {
+    pub(crate) fn open(shared: &Shared, established: Established) -> Result<Self, Error> {
         let Established { stream, mut buffer, fresh } = established;
         let options = &shared.options;
         let Some(frame) = buffer.first()? else {

@@ -81,12 +81,18 @@ pub enum Error {
         /// What is wrong with it.
         source: TopicError,
     },
+    /// A string holds the character U+0000, which MQTT forbids.
+    #[error("{0} holds the character U+0000")]
+    Nul(&'static str),
     /// Too many subscribe and unsubscribe requests are unanswered.
     #[error("too many requests are unanswered")]
     TooMany,
     /// The client was disconnected by its user.
     #[error("the client is disconnected")]
     Closed,
+    /// The tokio runtime in which the client was made has ended, and its connection with it.
+    #[error("the runtime of the client has ended")]
+    RuntimeEnded,
 }
 
 fn told(text: &Option<String>) -> String {

@@ -34,7 +34,7 @@ pub enum Event {
         /// Why.
         error: Error,
     },
-    /// The client has ended; nothing follows.
+    /// The client has ended; the next event is `None`.
     Closed {
         /// Why: [`Error::Closed`] if its user wanted it.
         error: Error,
@@ -45,17 +45,29 @@ pub enum Event {
 /// reads too slowly misses the oldest ones.
 #[derive(Debug)]
 pub struct Events {
-    pub(crate) receiver: broadcast::Receiver<Event>,
+    /// `None` when nothing can follow.
+    receiver: Option<broadcast::Receiver<Event>>,
 }
 
 impl Events {
-    /// The next event; `None` when the client is gone.
+    pub(crate) const fn new(receiver: Option<broadcast::Receiver<Event>>) -> Self {
+        Self { receiver }
+    }
+
+    /// The next event; `None` when the client has ended.
+    ///
+    /// It can be dropped while it waits without losing anything.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
-            match self.receiver.recv().await {
-                Ok(event) => return Some(event),
+            match self.receiver.as_mut()?.recv().await {
+                Ok(event) => {
+                    if matches!(event, Event::Closed { .. }) {
+                        self.receiver = None;
+                    }
+                    return Some(event);
+                }
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
+                Err(broadcast::error::RecvError::Closed) => self.receiver = None,
             }
         }
     }

@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError, oneshot};
 
-use super::driver;
+use super::driver::{self, Ending, Link};
 use super::establish::establish;
-use super::options::check_topic;
+use super::message::check_pairs;
 use super::requests::{Request, Wanted};
-use super::routes::RouteId;
 use super::shared::Shared;
-use super::state::Parcel;
+use super::state::{Parcel, Phase};
 use super::{
     Acknowledgement, Delivery, Error, Event, Events, Filter, Message, Options, Subscription,
 };
 use crate::mqtt::{ReasonCode, SharedFilter, Version};
+
+/// The largest subscription identifier.
+const MAX_IDENTIFIER: u32 = 268_435_455;
 
 /// A connection to a broker that mends itself. Clones are handles of the same client; when the
 /// last one and the last [`Subscription`] are dropped, it disconnects.
@@ -86,16 +88,26 @@ impl Subscribe {
         if self.filters.is_empty() {
             return Err(Error::Options("a subscription needs a topic filter")); // [MQTT-3.8.3-2]
         }
-        self.filters.iter().try_for_each(|filter| check_filter(&filter.filter))
+        if self.identifier.is_some_and(|id| !(1..=MAX_IDENTIFIER).contains(&id)) {
+            // [MQTT-3.8.2-1]
+            return Err(Error::Options("a subscription identifier is 1 to 268,435,455"));
+        }
+        for filter in &self.filters {
+            if check_filter(&filter.filter)?.share.is_some() && filter.no_local {
+                // [MQTT-3.8.3-4]
+                return Err(Error::Options("a shared subscription cannot be without own messages"));
+            }
+        }
+        check_pairs(&self.user_properties)
     }
 
     pub(crate) fn texts(&self) -> Vec<String> {
         self.filters.iter().map(|filter| filter.filter.clone()).collect()
     }
 
-    pub(crate) fn into_wanted(self, route: RouteId, position: u64) -> Wanted {
+    pub(crate) fn into_wanted(self, position: u64) -> Wanted {
         let Self { filters, identifier, user_properties } = self;
-        Wanted { route, filters, identifier, user_properties, position }
+        Wanted { filters, identifier, user_properties, position }
     }
 }
 
@@ -126,8 +138,10 @@ impl Client {
         };
         let established = establish(&options, &client_id, false).await?;
         let shared = Arc::new(Shared::new(options, client_id));
+        // At once, so that what CONNACK says is known when this returns.
+        let link = Link::open(&shared, established)?;
         let client = Self { handle: Arc::new(Handle { shared: shared.clone() }) };
-        tokio::spawn(driver::run(shared, established));
+        tokio::spawn(driver::run(Ending::new(shared), link));
         Ok(client)
     }
 
@@ -139,6 +153,7 @@ impl Client {
 
     /// Publishes and waits for the acknowledgement: QoS 0: handed to the socket, QoS 1: PUBACK,
     /// QoS 2: PUBCOMP. Over a lost connection it goes on waiting; the message is sent again.
+    /// With a timeout around it: what had room is under way, and stays so when that is over.
     pub async fn publish(&self, message: Message) -> Result<Acknowledgement, Error> {
         self.enqueue(message).await?.await
     }
@@ -146,7 +161,7 @@ impl Client {
     /// Publishes without waiting for the acknowledgement, which the [`Delivery`] stands for. It
     /// only waits while too many messages, or too many bytes of them, are under way.
     pub async fn enqueue(&self, message: Message) -> Result<Delivery, Error> {
-        check_topic(&message.topic)?;
+        message.check()?;
         let shared = self.shared();
         let weight = message.weight().min(shared.options.outbound_bytes);
         // Held until both are there, so that a caller who gives up in between takes nothing along.
@@ -159,7 +174,7 @@ impl Client {
 
     /// As [`Client::enqueue`], but gives the message back when it would have to wait.
     pub fn try_enqueue(&self, message: Message) -> Result<Result<Delivery, Message>, Error> {
-        check_topic(&message.topic)?;
+        message.check()?;
         let shared = self.shared();
         let weight = message.weight().min(shared.options.outbound_bytes);
         let (Ok(place), Ok(bytes)) = (
@@ -175,7 +190,7 @@ impl Client {
 
     fn accept(&self, message: Message, weight: usize) -> Delivery {
         let (done, receiver) = oneshot::channel();
-        self.shared().change(|state| state.accept(Parcel { message, weight, done }));
+        self.shared().change(|state| state.accept(Parcel { message, weight, done, serial: 0 }));
         Delivery { receiver }
     }
 
@@ -194,27 +209,17 @@ impl Client {
     }
 
     /// Waits until every message that was accepted so far is acknowledged (QoS 0: handed to the
-    /// socket).
+    /// socket) or has failed; its [`Delivery`] tells which.
     pub async fn flush(&self) -> Result<(), Error> {
-        let shared = self.shared();
-        loop {
-            let progress = shared.progress.notified();
-            tokio::pin!(progress);
-            progress.as_mut().enable();
-            if let Some(error) = shared.ended() {
-                return Err(error);
-            }
-            if shared.lock().is_idle() {
-                return Ok(());
-            }
-            progress.await;
-        }
+        let flushed = self.shared().lock().flush();
+        flushed.await.unwrap_or(Err(Error::Closed))
     }
 
     // ----- subscribing
 
     /// Subscribes, and waits for the broker's answer. It is an error if the broker refuses every
-    /// filter; if it refuses some, [`Subscription::reasons`] tells.
+    /// filter; if it refuses some, [`Subscription::reasons`] tells. Without a connection it waits
+    /// for the next one.
     pub async fn subscribe(&self, wanted: impl Into<Subscribe>) -> Result<Subscription, Error> {
         let wanted = wanted.into();
         wanted.check()?;
@@ -251,6 +256,7 @@ impl Client {
         for filter in &filters {
             check_filter(filter)?;
         }
+        check_pairs(&user_properties)?;
         let (done, answer) = oneshot::channel();
         self.shared().change(|state| {
             let position = state.subscriptions.position();
@@ -270,9 +276,21 @@ impl Client {
 
     // ----- the connection
 
-    /// The events from now on.
+    /// The events from now on; none if the client has ended.
     pub fn events(&self) -> Events {
-        Events { receiver: self.shared().events() }
+        let receiver = self.shared().events();
+        Events::new(self.shared().ended().is_none().then_some(receiver))
+    }
+
+    /// Whether there is a connection at present.
+    pub fn is_connected(&self) -> bool {
+        matches!(self.shared().lock().phase, Phase::Up)
+    }
+
+    /// Whether the broker had kept the session when the present connection, or the last one, was
+    /// made. If not, what an earlier run has subscribed to is gone.
+    pub fn session_present(&self) -> bool {
+        self.shared().lock().session_present
     }
 
     /// The client identifier: chosen by the user, by the broker, or at random.
@@ -317,9 +335,6 @@ impl Client {
     }
 }
 
-fn check_filter(filter: &str) -> Result<(), Error> {
-    match SharedFilter::new(filter) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(Error::Topic { topic: filter.to_owned(), source }),
-    }
+fn check_filter(filter: &str) -> Result<SharedFilter<'_>, Error> {
+    SharedFilter::new(filter).map_err(|source| Error::Topic { topic: filter.to_owned(), source })
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Error;
+use super::options::check_topic;
 use crate::mqtt::{Properties, PropertyValues, Publish, QoS};
 
 /// An application message, to be published or received.
@@ -81,6 +83,20 @@ impl Message {
         self
     }
 
+    /// Whether a broker may accept it. One that may not costs the connection, and with it the
+    /// other messages that are under way, so it is not even queued.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        check_topic(&self.topic)?;
+        let properties = &self.properties;
+        if let Some(topic) = &properties.response_topic {
+            check_topic(topic)?; // [MQTT-3.3.2-14]
+        }
+        if properties.content_type.as_ref().is_some_and(|text| text.contains('\0')) {
+            return Err(Error::Nul("the content type"));
+        }
+        check_pairs(&properties.user_properties)
+    }
+
     /// What it takes of a memory bound.
     pub(crate) fn weight(&self) -> usize {
         // The constant stands for the struct itself and what the queues need for it.
@@ -145,6 +161,14 @@ impl MessageProperties {
 
 pub(crate) fn owned_pairs(pairs: &[(&str, &str)]) -> Vec<(Box<str>, Box<str>)> {
     pairs.iter().map(|&(name, value)| (name.into(), value.into())).collect()
+}
+
+/// Whether user properties can be sent.
+pub(crate) fn check_pairs(pairs: &[(Box<str>, Box<str>)]) -> Result<(), Error> {
+    let has_nul =
+        |(name, value): &(Box<str>, Box<str>)| name.contains('\0') || value.contains('\0');
+    // [MQTT-1.5.4-2]
+    if pairs.iter().any(has_nul) { Err(Error::Nul("a user property")) } else { Ok(()) }
 }
 
 pub(crate) fn borrowed_pairs(pairs: &[(Box<str>, Box<str>)]) -> Vec<(&str, &str)> {

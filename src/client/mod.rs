@@ -34,16 +34,22 @@
 //!   received message of QoS 1 or 2 is acknowledged when its reader takes it, so the receive
 //!   maximum bounds what waits in front of a slow reader. Messages of QoS 0 are bounded by
 //!   [`Options::inbound_queue`], and [`Overflow`] says what happens then.
-//! - **A slow reader stops nobody else.** One task reads the socket and goes on handling
-//!   acknowledgements and pings while messages wait to be taken.
+//! - **A slow reader stops no publisher.** One task reads the socket and goes on handling
+//!   acknowledgements and pings while messages wait to be taken. Subscriptions of one client do
+//!   share its connection: one that is never read holds the receive maximum (QoS 1 and 2), and
+//!   with [`Overflow::Pause`] the socket, against the others. Give it a client of its own, read
+//!   on, or drop it.
 //! - **Reconnecting** ([`Reconnect`]). After a loss the client connects again. If the broker has
 //!   kept the session, unacknowledged messages are sent again with DUP in their order, PUBRELs
 //!   are repeated, and QoS 2 stays exactly once. If not, messages of QoS 1 and 2 that the broker
 //!   had not taken are sent as new, and the subscriptions are made again; a QoS 2 message that
 //!   it had taken and then forgotten fails with [`Error::SessionLost`], because nobody can know.
 //!   A session of 5.0 is kept over a loss only with [`Options::session_expiry_secs`].
-//! - **Nothing hangs for ever** unless told to: when reconnecting is given up, everything that
-//!   waits fails with the reason.
+//! - **Nothing hangs for ever** unless told to: when reconnecting is given up, or the client's
+//!   runtime ends, everything that waits fails with the reason.
+//! - **Every future here can be dropped** while it waits, in a `select!` or a timeout. A message
+//!   that waited for room is not sent then; one that was accepted is, though nobody waits for its
+//!   acknowledgement any more. A received message is never lost on the way.
 //!
 //! # Code
 //!

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::message::borrowed_pairs;
+use super::message::{borrowed_pairs, check_pairs};
 use super::{BrokerUrl, Client, Error, Message, Reconnect};
 use crate::mqtt::{
     Connect, MAX_PACKET_SIZE, Properties, QoS, TopicName, Version, Will as WireWill,
@@ -367,10 +367,14 @@ impl Options {
         if !v5 && !self.clean_start && self.client_id.as_deref().unwrap_or_default().is_empty() {
             return Err(Error::Options("a kept session needs a client identifier")); // [MQTT-3.1.3-7]
         }
-        if let Some(will) = &self.will {
-            check_topic(&will.message.topic)?;
+        let texts = [(&self.client_id, "the client identifier"), (&self.username, "the user name")];
+        for (text, name) in texts {
+            if text.as_ref().is_some_and(|text| text.contains('\0')) {
+                return Err(Error::Nul(name)); // [MQTT-1.5.4-2]
+            }
         }
-        Ok(())
+        check_pairs(&self.user_properties)?;
+        self.will.as_ref().map_or(Ok(()), |will| will.message.check())
     }
 
     /// The CONNECT; `clean_start` and `client_id` change when a session is taken up again.

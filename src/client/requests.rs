@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use super::delivery::Acknowledgement;
 use super::message::borrowed_pairs;
-use super::routes::RouteId;
+use super::routes::Routes;
 use super::state::State;
 use super::{Error, Filter};
 use crate::mqtt::{
@@ -31,10 +31,9 @@ pub(crate) enum Request {
 
 type Pairs = Vec<(Box<str>, Box<str>)>;
 
-/// One SUBSCRIBE: its filters and their options, and who reads what comes.
+/// One SUBSCRIBE: its filters and their options.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
-    pub(crate) route: RouteId,
     pub(crate) filters: Vec<Filter>,
     pub(crate) identifier: Option<u32>,
     pub(crate) user_properties: Pairs,
@@ -104,7 +103,7 @@ impl Request {
             return Err(violation("SUBACK with another number of codes than filters"));
         }
         let text = ack.properties.reason_string.map(str::to_owned);
-        state.subscriptions.on_suback(&wanted, &ack.reasons);
+        state.subscriptions.on_suback(&wanted, &ack.reasons, &state.routes);
         let Some(done) = done else {
             // Asked by the client itself after a lost session; only trouble is worth a word.
             let refused = refused(&wanted, &ack.reasons);
@@ -192,10 +191,14 @@ impl SubscriptionSet {
         self.next_position
     }
 
-    fn on_suback(&mut self, wanted: &Wanted, reasons: &[ReasonCode]) {
+    fn on_suback(&mut self, wanted: &Wanted, reasons: &[ReasonCode], routes: &Routes) {
         let mut granted = wanted.clone();
         let mut reasons = reasons.iter();
-        granted.filters.retain(|_| reasons.next().is_some_and(|reason| !reason.is_error()));
+        granted.filters.retain(|filter| {
+            let is_granted = reasons.next().is_some_and(|reason| !reason.is_error());
+            // Whoever asked may have gone away before the answer.
+            is_granted && routes.has_reader(&filter.filter)
+        });
         // The newest options of a filter are the ones that hold [MQTT-3.8.4-3].
         for filter in &wanted.filters {
             self.forget(&filter.filter);
@@ -206,15 +209,19 @@ impl SubscriptionSet {
     }
 
     fn forget(&mut self, filter: &str) {
-        for wanted in &mut self.active {
-            wanted.filters.retain(|known| known.filter != filter);
-        }
-        self.active.retain(|wanted| !wanted.filters.is_empty());
+        self.retain(|known| known != filter);
     }
 
-    /// The reader is gone: do not subscribe for it again.
-    pub(crate) fn forget_route(&mut self, route: RouteId) {
-        self.active.retain(|wanted| wanted.route != route);
+    /// A reader is gone: do not subscribe again to what nobody else reads.
+    pub(crate) fn forget_unread(&mut self, routes: &Routes) {
+        self.retain(|filter| routes.has_reader(filter));
+    }
+
+    fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        for wanted in &mut self.active {
+            wanted.filters.retain(|known| keep(&known.filter));
+        }
+        self.active.retain(|wanted| !wanted.filters.is_empty());
     }
 
     /// The requests that make the subscriptions anew.

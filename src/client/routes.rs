@@ -110,6 +110,7 @@ impl Routes {
         self.cached = None;
         if id == UNCLAIMED {
             self.unclaimed_is_read = false;
+            self.routes.entry(id).and_modify(|route| route.filters.clear());
             return self.take(id, usize::MAX);
         }
         self.routes.remove(&id).map(|route| route.queue.into()).unwrap_or_default()
@@ -121,6 +122,11 @@ impl Routes {
         for route in self.routes.values_mut() {
             route.filters.retain(|known| **known != *filter);
         }
+    }
+
+    /// Whether any subscription is made of `filter`.
+    pub(crate) fn has_reader(&self, filter: &str) -> bool {
+        self.routes.values().any(|route| route.filters.iter().any(|known| **known == *filter))
     }
 
     /// Who gets `message`; never empty.

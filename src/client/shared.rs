@@ -17,8 +17,6 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Tells the driver that there is something to do.
     pub(crate) kick: Notify,
-    /// Tells those who wait for everything to be acknowledged to look again.
-    pub(crate) progress: Notify,
     /// Places for messages under way; closed with the client.
     pub(crate) window: Semaphore,
     /// Bytes that these messages may hold; closed with the client.
@@ -31,7 +29,6 @@ impl Shared {
         Self {
             state: Mutex::new(State::new(&options, client_id)),
             kick: Notify::new(),
-            progress: Notify::new(),
             window: Semaphore::new(options.max_inflight.into()),
             bytes: Semaphore::new(options.outbound_bytes),
             events: broadcast::channel(EVENTS).0,
@@ -49,14 +46,10 @@ impl Shared {
         let mut state = self.lock();
         let result = change(&mut state);
         let freed = std::mem::take(&mut state.freed);
-        let idle = freed.messages > 0 && state.is_idle();
         drop(state);
         if freed.messages > 0 {
             self.bytes.add_permits(freed.bytes);
             self.window.add_permits(freed.messages);
-        }
-        if idle {
-            self.progress.notify_waiters();
         }
         result
     }
@@ -108,7 +101,6 @@ impl Shared {
         for waker in wakers {
             waker.wake();
         }
-        self.progress.notify_waiters();
     }
 
     /// Why the client has ended, if it has.

@@ -38,6 +38,17 @@ pub(crate) struct Parcel {
     /// What it takes of the memory bound.
     pub(crate) weight: usize,
     pub(crate) done: oneshot::Sender<Result<Acknowledgement, Error>>,
+    /// The place among all messages that were accepted.
+    pub(crate) serial: u64,
+}
+
+/// Somebody who waits for the messages that were under way when he asked.
+#[derive(Debug)]
+struct Flush {
+    /// Messages with a smaller serial number count.
+    before: u64,
+    remaining: usize,
+    done: oneshot::Sender<Result<(), Error>>,
 }
 
 /// Whether there is a connection.
@@ -80,6 +91,9 @@ pub(crate) struct State {
     zero: VecDeque<Parcel>,
     /// Messages of QoS 0 in the bytes that the driver is writing, and where each of them ends.
     writing: VecDeque<(usize, Parcel)>,
+    /// How many messages were accepted.
+    accepted: u64,
+    flushes: Vec<Flush>,
     pub(crate) requests: HashMap<PacketId, Request>,
     pub(crate) subscriptions: SubscriptionSet,
     inbound: Inbound,
@@ -94,6 +108,7 @@ pub(crate) struct State {
     pub(crate) closing: Option<DisconnectOptions>,
     /// Whether the driver was told that there is work since it last looked.
     pub(crate) kicked: bool,
+    pub(crate) session_present: bool,
     /// The client identifier that the session is known by.
     pub(crate) client_id: String,
     pub(crate) dropped: u64,
@@ -117,6 +132,8 @@ impl State {
             outbound: Outbound::new(),
             zero: VecDeque::new(),
             writing: VecDeque::new(),
+            accepted: 0,
+            flushes: Vec::new(),
             requests: HashMap::new(),
             subscriptions: SubscriptionSet::default(),
             inbound: Inbound::default(),
@@ -133,6 +150,7 @@ impl State {
             freed: Freed::default(),
             closing: None,
             kicked: false,
+            session_present: false,
             client_id,
             dropped: 0,
             lost_filters: Vec::new(),
@@ -144,7 +162,9 @@ impl State {
     // ----- the user's side
 
     /// Takes a message in. Its places in the bounds were taken by the caller.
-    pub(crate) fn accept(&mut self, parcel: Parcel) {
+    pub(crate) fn accept(&mut self, mut parcel: Parcel) {
+        parcel.serial = self.accepted;
+        self.accepted += 1;
         if let Phase::Closed(error) = &self.phase {
             let error = error.clone();
             return self.finish(parcel, Err(error));
@@ -158,9 +178,20 @@ impl State {
         }
     }
 
-    /// Whether every accepted message is acknowledged (QoS 0: written).
-    pub(crate) fn is_idle(&self) -> bool {
-        self.outbound.len() == 0 && self.zero.is_empty() && self.writing.is_empty()
+    /// Completes when every message accepted so far is acknowledged (QoS 0: written) or failed.
+    pub(crate) fn flush(&mut self) -> oneshot::Receiver<Result<(), Error>> {
+        let (done, flushed) = oneshot::channel();
+        let remaining = self.outbound.len() + self.zero.len() + self.writing.len();
+        // Who gave up waiting must not leave anything behind.
+        self.flushes.retain(|flush| !flush.done.is_closed());
+        match &self.phase {
+            Phase::Closed(error) => drop(done.send(Err(error.clone()))),
+            Phase::Up | Phase::Down if remaining == 0 => drop(done.send(Ok(()))),
+            Phase::Up | Phase::Down => {
+                self.flushes.push(Flush { before: self.accepted, remaining, done });
+            }
+        }
+        flushed
     }
 
     /// The first free identifier. There is one: messages and requests are bounded to fewer.
@@ -290,6 +321,7 @@ impl State {
         let kept = connack.session_present || self.version == Version::V31 && !fresh;
         let receive_maximum = announced.receive_maximum.unwrap_or(u16::MAX);
         self.phase = Phase::Up;
+        self.session_present = connack.session_present;
         self.control.clear();
         self.inbound.on_connected(kept);
         if kept {
@@ -343,6 +375,9 @@ impl State {
     /// Nothing will happen any more: everybody who waits is told why.
     pub(crate) fn close(&mut self, error: &Error) {
         self.phase = Phase::Closed(error.clone());
+        for flush in self.flushes.drain(..) {
+            let _ = flush.done.send(Err(error.clone()));
+        }
         self.outbound.on_link_lost();
         let mut parcels = self.outbound.drain();
         parcels.extend(self.writing.drain(..).map(|(_, parcel)| parcel));
@@ -489,6 +524,12 @@ impl State {
     fn finish(&mut self, parcel: Parcel, result: Result<Acknowledgement, Error>) {
         self.freed.messages += 1;
         self.freed.bytes += parcel.weight;
+        for flush in &mut self.flushes {
+            flush.remaining -= usize::from(parcel.serial < flush.before);
+        }
+        for flush in self.flushes.extract_if(.., |flush| flush.remaining == 0) {
+            let _ = flush.done.send(Ok(()));
+        }
         // Nobody waits for it: then nobody has to be told.
         let _ = parcel.done.send(result);
     }

@@ -1,8 +1,10 @@
 //! The reader's end of a subscription.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use futures_core::Stream;
 use tokio::sync::oneshot;
 
 use super::inbound::Owed;
@@ -12,7 +14,27 @@ use super::state::{Phase, State};
 use super::{Acknowledgement, Client, Error, Message, Subscribe};
 use crate::mqtt::ReasonCode;
 
-/// The messages of one subscription.
+/// The messages of one subscription: to be received one by one, in batches, or as a
+/// [`Stream`], with what `futures` or `tokio-stream` make of one.
+///
+/// ```
+/// # use surgemq::client::{Client, Message};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = surgemq::server::Server::builder().build();
+/// # let address = server.listen("tcp://127.0.0.1:0").await?;
+/// # let client = Client::connect(&format!("mqtt://{address}")).await?;
+/// use futures_util::StreamExt;
+///
+/// let mut readings = client
+///     .subscribe("plant/+/temperature")
+///     .await?
+///     .filter_map(async |message| str::from_utf8(&message.payload).ok()?.parse::<f64>().ok())
+///     .boxed();
+/// client.publish(Message::new("plant/1/temperature", "n/a")).await?;
+/// client.publish(Message::new("plant/2/temperature", "21.5")).await?;
+/// assert_eq!(readings.next().await, Some(21.5));
+/// # Ok(()) }
+/// ```
 ///
 /// A message of QoS 1 or 2 is acknowledged when it is taken, or with [`Subscription::recv_owed`]
 /// when its taker says so. Dropping the subscription acknowledges and forgets what was not taken,
@@ -82,7 +104,7 @@ impl Subscription {
         let (done, answer) = oneshot::channel();
         self.client.shared().change(|state| {
             let position = state.subscriptions.position();
-            let wanted = wanted.into_wanted(self.route, position);
+            let wanted = wanted.into_wanted(position);
             state.request(Request::Subscribe { wanted, done: Some(done) })
         })?;
         let answers = answer.await.unwrap_or(Err(Error::Closed))?.check()?;
@@ -176,12 +198,22 @@ impl Subscription {
     }
 }
 
+/// Ends when the client has ended and everything was taken.
+impl Stream for Subscription {
+    type Item = Message;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        self.get_mut().poll_recv(cx)
+    }
+}
+
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.client.shared().change(|state| {
-            state.subscriptions.forget_route(self.route);
             let leaving = state.closing.is_some();
-            for waiting in state.routes.remove(self.route) {
+            let untaken = state.routes.remove(self.route);
+            state.subscriptions.forget_unread(&state.routes);
+            for waiting in untaken {
                 if let (Some(owed), false) = (waiting.owed, leaving) {
                     state.pay(owed, ReasonCode::Success, None);
                 }

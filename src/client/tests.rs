@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -527,4 +528,146 @@ async fn too_large_for_the_broker_fails_that_message_only() {
     }
     client.publish(message("small", QoS::AtMostOnce)).await.unwrap();
     assert_eq!(peer.expect_publish().await.0, "small");
+}
+
+/// A client that was kept longer than its runtime (in a static of a test, say) made everybody wait
+/// for ever.
+#[test]
+fn the_end_of_the_runtime_ends_the_client() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let (client, delivery) = first.block_on(async {
+        let broker = Broker::start().await;
+        let (client, _peer) = broker.client(broker.options()).await;
+        let delivery = client.enqueue(message("before", QoS::AtLeastOnce)).await.unwrap();
+        (client, delivery)
+    });
+    drop(first);
+    second.block_on(async {
+        let publish = client.publish(message("after", QoS::AtLeastOnce));
+        for result in [timeout(SOON, delivery).await, timeout(SOON, publish).await] {
+            let error = result.expect("in time").unwrap_err();
+            assert!(matches!(error, Error::RuntimeEnded), "{error}");
+        }
+        timeout(SOON, client.disconnect()).await.expect("in time");
+    });
+}
+
+#[tokio::test]
+async fn events_end_with_the_client() {
+    let broker = Broker::start().await;
+    let (client, peer) = broker.client(broker.options().reconnect(Reconnect::never())).await;
+    let mut events = client.events();
+    drop(peer);
+    let all = async {
+        let mut last = None;
+        while let Some(event) = events.next().await {
+            last = Some(event);
+        }
+        last
+    };
+    let last = timeout(SOON, all).await.expect("in time");
+    assert!(matches!(last, Some(Event::Closed { .. })), "{last:?}");
+    assert!(timeout(SOON, client.events().next()).await.expect("in time").is_none());
+}
+
+#[tokio::test]
+async fn what_connack_says_is_known_after_connecting() {
+    let broker = Broker::start().await;
+    let mut options = broker.options().clean_start(false);
+    options.client_id = None;
+    let accept = broker.accept(true, |p| p.assigned_client_identifier = Some("assigned"));
+    let (client, _peer) = tokio::join!(options.connect(), accept);
+    let client = client.unwrap();
+    assert_eq!(client.client_id(), "assigned");
+    assert!(client.session_present() && client.is_connected());
+}
+
+/// Flushing waited until nothing at all was under way, which with a busy publisher is never.
+#[tokio::test]
+async fn flushing_does_not_wait_for_what_comes_later() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    let _first = client.enqueue(message("first", QoS::AtLeastOnce)).await.unwrap();
+    let flush = client.flush();
+    tokio::pin!(flush);
+    assert!(flush.as_mut().now_or_never().is_none());
+    let _later = client.enqueue(message("later", QoS::AtLeastOnce)).await.unwrap();
+    let id = peer.expect_publish().await.1.unwrap();
+    peer.send(&Packet::PubAck(success(id))).await;
+    timeout(SOON, flush).await.expect("in time").unwrap();
+    assert!(timeout(Duration::from_millis(20), client.flush()).await.is_err());
+}
+
+/// One of these would have made the broker close the connection, and then again, with every
+/// other message of the client.
+#[tokio::test]
+async fn what_no_broker_may_accept_is_not_sent() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    let with = |set: fn(&mut MessageProperties)| {
+        let mut message = message("wrong", QoS::AtLeastOnce);
+        set(&mut message.properties);
+        message
+    };
+    for wrong in [
+        with(|p| p.response_topic = Some("a/#".into())),
+        with(|p| p.response_topic = Some("".into())),
+        with(|p| p.content_type = Some("a\0b".into())),
+        with(|p| p.user_properties = vec![("a".into(), "\0".into())]),
+    ] {
+        let options = broker.options().will(Will::new(wrong.clone()));
+        assert!(options.connect().await.is_err(), "as a will: {wrong:?}");
+        assert!(client.enqueue(wrong.clone()).await.is_err(), "{wrong:?}");
+        assert!(client.try_enqueue(wrong.clone()).is_err(), "{wrong:?}");
+    }
+    for wrong in [
+        Subscribe::from("a").identifier(0),
+        Subscribe::from("a").identifier(268_435_456),
+        Subscribe::from("a").user_property("\0", ""),
+        Filter::from("$share/group/a").no_local(true).into(),
+    ] {
+        assert!(client.subscribe(wrong.clone()).await.is_err(), "{wrong:?}");
+    }
+    assert!(broker.options().username("a\0b").connect().await.is_err());
+    assert!(broker.options().user_property("a", "\0").connect().await.is_err());
+    let _right = client.enqueue(message("right", QoS::AtMostOnce)).await.unwrap();
+    assert_eq!(peer.expect_publish().await.0, "right");
+}
+
+/// Two readers of one filter: when the later one had gone, the filter was forgotten for both.
+#[tokio::test]
+async fn a_lost_session_is_subscribed_again_for_those_who_read() {
+    let broker = Broker::start().await;
+    let (client, mut peer) = broker.client(broker.options()).await;
+    let (stays, _) = tokio::join!(client.subscribe("both"), peer.grant());
+    let (goes, _) =
+        tokio::join!(client.subscribe(Subscribe::new(["both".into(), "one".into()])), peer.grant());
+    let _stays = stays.unwrap();
+    drop(goes.unwrap());
+    // And somebody who gives up before the answer.
+    assert!(client.subscribe("none").now_or_never().is_none());
+    assert_eq!(peer.grant().await, ["none"]);
+    // The answer to this comes behind the answer to that.
+    let delivery = client.enqueue(message("mark", QoS::AtLeastOnce)).await.unwrap();
+    let id = peer.expect_publish().await.1.unwrap();
+    peer.send(&Packet::PubAck(success(id))).await;
+    delivery.await.unwrap();
+    drop(peer);
+    let (mut peer, _) = broker.accept(false, |_| {}).await;
+    assert_eq!(peer.grant().await, ["both"]);
+    let _mark = client.enqueue(message("nothing else", QoS::AtMostOnce)).await.unwrap();
+    assert_eq!(peer.expect_publish().await.0, "nothing else");
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_closed_before_the_next_is_tried() {
+    let broker = Broker::start().await;
+    let never = Duration::from_secs(3600);
+    let reconnect = Reconnect { first: never, longest: never, attempts: None };
+    let (_client, mut peer) = broker.client(broker.options().reconnect(reconnect)).await;
+    let reason = ReasonCode::ServerShuttingDown;
+    peer.send(&Packet::Disconnect(Disconnect { reason, properties: Properties::default() })).await;
+    let rest = timeout(SOON, peer.stream.read(&mut [0; 1])).await.expect("closed in time");
+    assert_eq!(rest.unwrap(), 0);
 }

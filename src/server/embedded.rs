@@ -3,12 +3,16 @@
 //! A subscriber is a connection like any other, but for the socket: it speaks MQTT 5.0 to its
 //! [`Link`] through memory. So every rule of sessions, queues and slow receivers holds for it too.
 
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use futures_core::Stream;
 
 use super::{Clock, ServerError};
 use crate::broker::{Broker, Link, Order, Outlet, PublishRef, Pulse, SharedOutlet, Turn};
@@ -56,7 +60,23 @@ pub struct SubscriberMessage {
     pub retain: bool,
 }
 
-/// A subscription inside the process of the broker. Dropping it ends it.
+/// A subscription inside the process of the broker, and a [`Stream`] of its
+/// messages. Dropping it ends it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use futures_util::{StreamExt, stream};
+/// use surgemq::mqtt::QoS;
+///
+/// let server = surgemq::server::Server::builder().build();
+/// let alarms = server.subscribe("alarm/#", QoS::AtLeastOnce)?;
+/// let doors = server.subscribe("door/#", QoS::AtMostOnce)?;
+/// let mut both = stream::select(alarms, doors);
+///
+/// server.publish("door/3", "open", QoS::AtMostOnce, false)?;
+/// assert_eq!(both.next().await.expect("the server is running").topic, "door/3");
+/// # Ok(()) }
+/// ```
 pub struct Subscriber {
     link: Link,
     broker: Arc<Broker>,
@@ -67,35 +87,47 @@ pub struct Subscriber {
 }
 
 struct Buffer {
-    bytes: Mutex<Vec<u8>>,
-    news: Notify,
+    inbox: Mutex<Inbox>,
     wants_room: AtomicBool,
     pulse: Pulse,
 }
 
+#[derive(Default)]
+struct Inbox {
+    bytes: Vec<u8>,
+    /// Who waits for more.
+    reader: Option<Waker>,
+}
+
 impl Buffer {
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Outlet for Buffer {
     fn write(&self, bytes: &[u8]) -> usize {
-        let mut buffer = self.lock();
-        let count = bytes.len().min(BUFFER_SIZE.saturating_sub(buffer.len()));
-        buffer.extend_from_slice(&bytes[..count]);
-        drop(buffer);
-        self.news.notify_one();
+        let mut inbox = self.lock();
+        let count = bytes.len().min(BUFFER_SIZE.saturating_sub(inbox.bytes.len()));
+        inbox.bytes.extend_from_slice(&bytes[..count]);
+        let reader = inbox.reader.take();
+        drop(inbox);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
         count
     }
 
     fn wait_for_room(&self) {
         self.wants_room.store(true, Ordering::Release);
-        self.news.notify_one();
+        self.wake();
     }
 
     fn wake(&self) {
-        self.news.notify_one();
+        let reader = self.lock().reader.take();
+        if let Some(reader) = reader {
+            reader.wake();
+        }
     }
 
     fn pulse(&self) -> &Pulse {
@@ -112,8 +144,7 @@ impl Subscriber {
     ) -> Result<Self, ServerError> {
         SharedFilter::new(filter).map_err(|error| ServerError::Topic(filter.to_owned(), error))?;
         let buffer = Arc::new(Buffer {
-            bytes: Mutex::default(),
-            news: Notify::new(),
+            inbox: Mutex::default(),
             wants_room: AtomicBool::new(false),
             pulse: Pulse::new(clock.now(), 0),
         });
@@ -154,19 +185,23 @@ impl Subscriber {
         Ok(subscriber)
     }
 
-    /// The next message; `None` when the server has stopped.
+    /// The next message; `None` when the server has stopped and everything was taken.
+    ///
+    /// It can be dropped while it waits without losing anything.
     pub async fn next(&mut self) -> Option<SubscriberMessage> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<Option<SubscriberMessage>> {
         loop {
             if let Some(message) = self.take_message() {
-                return Some(message);
+                return Poll::Ready(Some(message));
             }
-            if self.buffer.pulse.standing_order() != Order::None && self.buffer.lock().is_empty() {
-                return None;
-            }
-            let buffer = Arc::clone(&self.buffer);
-            let news = buffer.news.notified();
+            // Before looking whether there is anything, so that what comes in between wakes.
+            self.buffer.lock().reader = Some(cx.waker().clone());
+            let ended = self.buffer.pulse.standing_order() != Order::None;
             if !self.fetch() {
-                news.await;
+                return if ended { Poll::Ready(None) } else { Poll::Pending };
             }
         }
     }
@@ -175,9 +210,9 @@ impl Subscriber {
     fn fetch(&mut self) -> bool {
         self.unread.drain(..std::mem::take(&mut self.at));
         let fetched = {
-            let mut buffer = self.buffer.lock();
-            let any = !buffer.is_empty();
-            self.unread.append(&mut buffer);
+            let mut inbox = self.buffer.lock();
+            let any = !inbox.bytes.is_empty();
+            self.unread.append(&mut inbox.bytes);
             any
         };
         if self.buffer.wants_room.swap(false, Ordering::AcqRel)
@@ -266,7 +301,60 @@ impl Subscriber {
     }
 }
 
+/// Ends when the server has stopped and everything was taken.
+impl Stream for Subscriber {
+    type Item = SubscriberMessage;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SubscriberMessage>> {
+        self.get_mut().poll_recv(cx)
+    }
+}
+
+impl fmt::Debug for Subscriber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscriber").finish_non_exhaustive()
+    }
+}
+
 fn next_packet(bytes: &[u8]) -> Option<(usize, Packet<'_>)> {
     let frame = Frame::parse(bytes, MAX_PACKET_SIZE).ok()??;
     Some((frame.len, frame.decode(Version::V5, Role::Server).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+
+    use super::super::Server;
+    use super::*;
+    use crate::broker::Config;
+
+    #[tokio::test]
+    async fn a_subscriber_is_woken_and_ends_with_the_server() {
+        let server = Server::builder().build();
+        let mut news = server.subscribe("news", QoS::ExactlyOnce).unwrap();
+        // Whoever waits already has to be woken: by a message, and by the end.
+        let reader = tokio::spawn(async move {
+            let mut payloads = Vec::new();
+            while let Some(message) = StreamExt::next(&mut news).await {
+                payloads.push(message.payload);
+            }
+            payloads
+        });
+        tokio::task::yield_now().await;
+        server.publish("news", "one", QoS::ExactlyOnce, false).unwrap();
+        tokio::task::yield_now().await;
+        server.publish("news", "two", QoS::AtMostOnce, false).unwrap();
+        server.stop(Duration::from_secs(1)).await;
+        let payloads = tokio::time::timeout(Duration::from_secs(10), reader).await;
+        assert_eq!(payloads.expect("woken").unwrap(), ["one", "two"]);
+    }
+
+    /// Its client identifier is the server's own affair, so the rule for clients does not hold.
+    #[tokio::test]
+    async fn a_subscriber_needs_no_client_identifier() {
+        let config = Config { allow_empty_client_id: false, ..Config::default() };
+        let server = Server::builder().config(config).build();
+        server.subscribe("news", QoS::AtMostOnce).unwrap();
+    }
 }

@@ -279,7 +279,8 @@ impl Server {
     }
 
     /// Listens on `tcp://HOST:PORT` (or just `HOST:PORT`) and serves in the background of the
-    /// current tokio runtime. Port 0 takes any free one; returns the address.
+    /// current tokio runtime. Port 0 takes any free one; returns the address. `0.0.0.0` is all of
+    /// IPv4 and `[::]` all of IPv6: who wants both listens on both.
     pub async fn listen(&self, address: &str) -> Result<SocketAddr, ServerError> {
         let bare = address.strip_prefix("tcp://").unwrap_or(address);
         if bare.contains("://") || !bare.contains(':') {
@@ -312,7 +313,9 @@ impl Server {
     }
 
     /// Publishes a message from inside this process, without a connection. It does not wait for the
-    /// disk: with a data directory, [`flush`](Self::flush) does.
+    /// disk: with a data directory, [`flush`](Self::flush) does. Nor is it held back by slow
+    /// receivers, as a connection is: what does not fit into their queues is dropped there and
+    /// counted.
     pub fn publish(
         &self,
         topic: &str,
@@ -346,7 +349,8 @@ impl Server {
     }
 
     /// Subscribes from inside this process. What arrives waits in a bounded buffer, behind which
-    /// the broker treats a slow [`Subscriber`] like any slow client.
+    /// the broker treats a slow [`Subscriber`] like any slow client. The authenticator is not
+    /// asked; the authorizer is, with no user name. To be called inside a tokio runtime.
     pub fn subscribe(&self, filter: &str, qos: QoS) -> Result<Subscriber, ServerError> {
         self.start_ticking();
         Subscriber::new(&self.broker, self.clock, filter, qos)
@@ -397,6 +401,10 @@ impl Drop for Server {
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // Else [::] would take the port of 0.0.0.0 too, and not be there beside it.
+        socket.set_only_v6(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

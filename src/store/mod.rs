@@ -130,7 +130,7 @@ pub struct Store {
     core: Arc<Core>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Held while the store is open.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl Store {
@@ -149,7 +149,7 @@ impl Store {
             let path = if file.is_empty() { dir.to_owned() } else { dir.join(file) };
             OpenError::Io(path, error)
         })?;
-        opened.store._lock = Some(lock);
+        opened.store.lock = Some(lock);
         Ok(opened)
     }
 
@@ -174,6 +174,10 @@ impl Store {
             if thread.join().is_err() {
                 tracing::error!("a thread of the store has panicked");
             }
+        }
+        // Nothing writes any more, so the directory is free, whoever still holds this value.
+        if let Some(Err(error)) = self.lock.as_ref().map(File::unlock) {
+            tracing::warn!(%error, "the data directory could not be unlocked");
         }
     }
 }
@@ -236,7 +240,7 @@ fn open_on(
     let (last_written_ms, records, bytes) = (found.last_written_ms, found.records, found.bytes);
     let cut = found.cut.clone();
     let core = Arc::new(Core::new(disk, options, found));
-    let store = Store { core: Arc::clone(&core), threads: Mutex::new(Vec::new()), _lock: None };
+    let store = Store { core: Arc::clone(&core), threads: Mutex::new(Vec::new()), lock: None };
     let start = |name: &str, run: fn(&Core)| {
         let core = Arc::clone(&core);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(&core));
