@@ -205,6 +205,10 @@ pub trait Journal: Send + Sync {
 
     /// How it is doing.
     fn figures(&self) -> JournalFigures;
+
+    /// The broker that wrote here is gone. What it lets go of now it lets go of in memory only:
+    /// nothing is appended or forgotten any more, and the next one finds everything as it stands.
+    fn retire(&self);
 }
 
 /// Takes what a journal holds when it is opened, in the order in which it was appended. A record

@@ -356,3 +356,15 @@ impl Broker {
         }
     }
 }
+
+impl Drop for Broker {
+    /// Sessions, their subscriptions and share groups know each other: they would keep each other, and the journal, alive.
+    fn drop(&mut self) {
+        if let Some(journal) = self.journal() {
+            journal.retire(); // letting go of a message here must not take it off the disk
+        }
+        self.sessions().all().iter().for_each(|session| session.take_apart());
+        let groups = std::mem::take(&mut *lock(&self.groups));
+        groups.values().for_each(|group| group.dissolve());
+    }
+}

@@ -102,6 +102,12 @@ impl Session {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets go of all that it holds: the broker is gone.
+    pub(crate) fn take_apart(&self) {
+        let state = std::mem::replace(&mut *self.lock(), State::new());
+        drop(state); // without the lock: what lies in it leads back to this session
+    }
+
     /// The lock, to end the connection with: at a moment when no other thread holds bytes that
     /// come before the last ones. Writing never waits, so this is about one system call long.
     pub(crate) fn lock_between_writes(&self) -> MutexGuard<'_, State> {

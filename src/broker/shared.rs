@@ -97,6 +97,12 @@ impl ShareGroup {
         self.lock().is_empty()
     }
 
+    /// Lets go of all members: the broker is gone.
+    pub(crate) fn dissolve(&self) {
+        let members = std::mem::take(&mut *self.lock());
+        drop(members); // without the lock: they know the group
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Subscription>>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -351,6 +351,13 @@ struct Log {
     last_id: AtomicU64,
 }
 
+impl Log {
+    /// What was appended since the last call.
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.entries.lock().expect("not poisoned"))
+    }
+}
+
 impl Journal for Log {
     fn reserve(&self, count: u64) -> RecordId {
         let before = self.last_id.fetch_add(count, Ordering::Relaxed);
@@ -360,7 +367,10 @@ impl Journal for Log {
     fn append(&self, batch: &Batch, _haste: Haste) -> Position {
         let mut entries = self.entries.lock().expect("not poisoned");
         for operation in batch.operations() {
-            let Operation::Put { start, end, .. } = *operation else { continue };
+            let Operation::Put { start, end, .. } = *operation else {
+                entries.push("taken out".to_owned());
+                continue;
+            };
             let body = &batch.bodies()[start as usize..end as usize];
             entries.push(match Record::decode(body).expect("the broker wrote it") {
                 Record::Session(session) => {
@@ -406,28 +416,58 @@ impl Journal for Log {
     fn figures(&self) -> JournalFigures {
         JournalFigures::default()
     }
+
+    fn retire(&self) {
+        self.entries.lock().expect("not poisoned").push("retired".to_owned());
+    }
+}
+
+fn broker_with(log: &Arc<Log>) -> Arc<Broker> {
+    let journal = Some(Arc::clone(log) as Arc<dyn Journal>);
+    let config = Config { sys_interval_secs: 0, ..Config::default() };
+    Arc::new(Broker::new(config, Providers { journal, ..Providers::default() }, 1))
+}
+
+#[test]
+fn a_broker_that_is_dropped_leaves_nothing_in_memory_and_everything_on_disk() {
+    let log = Arc::new(Log::default());
+    let broker = broker_with(&log);
+    let mut away = Peer::connect(&broker, "away", false);
+    away.subscribe("$share/g/a/b", QoS::AtLeastOnce);
+    away.subscribe("a/+", QoS::AtLeastOnce);
+    drop(away);
+    let mut turn = Turn::default();
+    turn.begin(10);
+    broker.publish(message("kept", QoS::AtLeastOnce, true), &mut turn);
+    turn.finish(&broker);
+    let session =
+        Arc::downgrade(&broker.sessions().get("away").expect("it outlives its connection"));
+    assert_eq!(session.upgrade().expect("it is there").lock().queue.len(), 2);
+    log.take();
+    drop(broker);
+    assert!(session.upgrade().is_none(), "somebody still holds it");
+    let after = log.take();
+    assert_eq!(after.first().map(String::as_str), Some("retired"), "{after:?}");
+    assert!(after.len() > 1, "messages were let go of");
+    assert_eq!(Arc::strong_count(&log), 1);
 }
 
 #[test]
 fn a_will_is_on_disk_as_a_message_before_its_session_forgets_it() {
     let log = Arc::new(Log::default());
-    let journal = Some(Arc::clone(&log) as Arc<dyn Journal>);
-    let config = Config { sys_interval_secs: 0, ..Config::default() };
-    let broker = Broker::new(config, Providers { journal, ..Providers::default() }, 1);
-    let broker = Arc::new(broker);
+    let broker = broker_with(&log);
     Peer::connect(&broker, "reader", false).subscribe("a/b", QoS::AtLeastOnce);
-    let appended = || std::mem::take(&mut *log.entries.lock().expect("not poisoned"));
     let first = Peer::connect_with(&broker, "c", false, Some("first"));
-    appended();
+    log.take();
 
     // [MQTT-3.1.4-3], [MQTT-3.1.2-8]: another connection takes the session.
     let second = Peer::connect_with(&broker, "c", false, Some("second"));
-    assert_eq!(appended(), ["message first", "c with will Some(\"second\")"]);
+    assert_eq!(log.take(), ["message first", "c with will Some(\"second\")"]);
     drop(first);
-    assert!(appended().is_empty(), "the displaced connection has no say any more");
+    assert!(log.take().is_empty(), "the displaced connection has no say any more");
 
     // The connection is lost.
     drop(second);
     let lost = ["c with will Some(\"second\")", "message second", "c with will None"];
-    assert_eq!(appended(), lost);
+    assert_eq!(log.take(), lost);
 }

@@ -43,6 +43,8 @@ pub(super) struct Core {
     end: AtomicU64,
     urgent_end: AtomicU64,
     has_room: AtomicBool,
+    /// Nothing more is taken.
+    retired: AtomicBool,
     writer_wake: Condvar,
     tidy_wake: Condvar,
     figures: Mutex<Figures>,
@@ -78,6 +80,7 @@ impl Core {
             end: AtomicU64::new(end),
             urgent_end: AtomicU64::new(end),
             has_room: AtomicBool::new(true),
+            retired: AtomicBool::new(false),
             writer_wake: Condvar::new(),
             tidy_wake: Condvar::new(),
             figures: Mutex::new(Figures { sums: JournalFigures::default(), commit_us }),
@@ -239,6 +242,9 @@ impl Journal for Core {
     }
 
     fn append(&self, batch: &Batch, haste: Haste) -> Position {
+        if self.retired.load(Ordering::Acquire) {
+            return self.end();
+        }
         super::with_scratch(|records| {
             let highest = encode_batch(batch, records);
             self.next_id.fetch_max(highest + 1, Ordering::Relaxed);
@@ -249,6 +255,10 @@ impl Journal for Core {
             }
             end
         })
+    }
+
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
     }
 
     fn safe(&self) -> Position {

@@ -197,6 +197,10 @@ impl Journal for Store {
         self.core.append(batch, haste)
     }
 
+    fn retire(&self) {
+        self.core.retire();
+    }
+
     fn safe(&self) -> Position {
         self.core.safe()
     }

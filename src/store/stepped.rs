@@ -70,6 +70,10 @@ impl Journal for Stepped {
         self.0.append(batch, haste)
     }
 
+    fn retire(&self) {
+        self.0.retire();
+    }
+
     fn safe(&self) -> Position {
         self.0.safe()
     }
