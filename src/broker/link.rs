@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use super::connect::Asking;
 use super::outlet::{Order, SharedOutlet};
-use super::publish::{PLAIN_PUBLISH, RouteCache, WORK_PER_TURN};
+use super::publish::{PLAIN_PUBLISH, RouteCache};
 use super::session::{Flow, Session};
 use super::state::State;
 use super::turn::Turn;
@@ -195,7 +195,7 @@ impl Link {
                     let broker = &self.broker;
                     let max = broker.config().max_packet_size;
                     let Some(frame) = Frame::parse(&bytes[*at..], max)? else { return Ok(false) };
-                    if turn.work >= WORK_PER_TURN {
+                    if turn.is_over() {
                         return Ok(true);
                     }
                     if frame.first == PLAIN_PUBLISH
@@ -206,6 +206,7 @@ impl Link {
                     }
                     *at += frame.len;
                     turn.tally.packets_received += 1;
+                    turn.add_steps(1);
                     open.on_packet(broker, frame.decode(open.version, Role::Client)?, turn)?;
                 }
             }

@@ -37,6 +37,7 @@ mod publish;
 mod queue;
 mod record;
 mod records;
+mod replays;
 mod restore;
 mod retained;
 mod route;

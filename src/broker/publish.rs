@@ -22,22 +22,22 @@ use super::session::Terms;
 use super::shared::Orphan;
 use super::state::State;
 use super::stats::DropReason;
-use super::turn::Turn;
+use super::turn::{Turn, WORK_PER_TURN};
 use crate::mqtt::{
     Ack, EncodeError, Frame, MAX_PACKET_SIZE, Packet, PacketId, PacketType, Properties, Publish,
     QoS, ReasonCode, TopicName, encode_ack, remaining_length_size,
 };
 use crate::session::{AliasError, Received};
 
-/// Bytes copied to receivers after which a turn ends, so that one publisher with many receivers
-/// starves nobody and fills no memory.
-pub(crate) const WORK_PER_TURN: usize = 8 * 1024 * 1024;
 /// The most that another wire format adds to a plain frame: an empty property list, and a byte of
 /// remaining length for it.
 const CONVERSION: usize = 2;
 /// A run of so many bytes is written to an idle receiver from where it was read: copying it to the
 /// outbox first would cost as much as the kernel's own copy.
 const WRITE_THROUGH: usize = 16 * 1024;
+/// Messages of a run, times receivers: some receivers need each of them framed anew, and members of
+/// groups have to be looked for.
+const DELIVERIES_PER_RUN: usize = 256 * 1024;
 /// Topics whose routes one connection keeps.
 const CACHED_ROUTES: usize = 4096;
 /// The first byte of a PUBLISH at QoS 0 without DUP and RETAIN.
@@ -208,6 +208,7 @@ impl Broker {
             return;
         }
         turn.work += message.publish.size();
+        turn.add_steps(1);
         let terms = Terms { record, ..target.terms(&message.publish) };
         target.session.deliver_locked(state, self, message, &terms, turn);
     }
@@ -247,16 +248,17 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// The run at the start of `bytes`, whose first frame is `first`, up to `max` bytes.
+    /// The run at the start of `bytes`, whose first frame is `first`, up to `max` bytes and
+    /// `max_count` frames.
     fn scan(
         bytes: &'a [u8],
         first: &Frame<'a>,
         head: &'a [u8],
-        max: usize,
+        (max, max_count): (usize, u64),
         max_packet_size: u32,
     ) -> (usize, u64, usize) {
         let (mut end, mut count, mut largest) = (first.len, 1, first.len);
-        while end < max && bytes.get(end) == Some(&PLAIN_PUBLISH) {
+        while end < max && count < max_count && bytes.get(end) == Some(&PLAIN_PUBLISH) {
             // What is malformed or too large is met again as the first frame of the next round.
             let Ok(Some(frame)) = Frame::parse(&bytes[end..], max_packet_size) else { break };
             if !frame.body.starts_with(head) {
@@ -314,7 +316,7 @@ impl<'a> Run<'a> {
 }
 
 impl Open {
-    fn route(&mut self, broker: &Broker, topic: &str) -> Arc<CachedRoute> {
+    fn route(&mut self, broker: &Broker, topic: &str, turn: &mut Turn) -> Arc<CachedRoute> {
         let routes = self.routes.get_or_insert_default();
         if let Some(known) = routes.get(broker, topic) {
             return known;
@@ -323,6 +325,7 @@ impl Open {
         let allowed = !topic.starts_with("$SYS/")
             && broker.authorizer().may_publish(self.session.client_id(), username, topic);
         let route = Route::resolve(broker.topics(), topic, self.session.number());
+        turn.add_steps(route.matched);
         let route = Arc::new(CachedRoute { route, allowed });
         routes.put(topic, &route);
         route
@@ -351,15 +354,18 @@ impl Open {
         if !cached {
             TopicName::new(topic).ok()?;
         }
-        let route = self.route(broker, topic);
+        let route = self.route(broker, topic, turn);
         let receivers = (route.route.targets.len() + route.route.groups.len()).max(1);
-        let (end, count, largest) =
-            Run::scan(bytes, first, head, WORK_PER_TURN / receivers, max_packet_size);
+        let members: usize = route.route.groups.iter().map(|group| group.cost()).sum();
+        let limits =
+            (WORK_PER_TURN / receivers, (DELIVERIES_PER_RUN / (receivers + members)) as u64);
+        let (end, count, largest) = Run::scan(bytes, first, head, limits, max_packet_size);
         let run = Run { bytes: &bytes[..end], count, largest, head, topic, is_v5 };
         turn.tally.received += count;
         turn.tally.packets_received += count;
         turn.tally.publish_bytes_received += run.payload_bytes();
         turn.work += end * receivers;
+        turn.add_steps(receivers);
         if route.allowed {
             self.deliver_run(broker, &run, &route.route, turn);
         } else {
@@ -470,7 +476,7 @@ impl Open {
                 }
             }
         }
-        let route = self.route(broker, topic);
+        let route = self.route(broker, topic, turn);
         let reason = if route.allowed {
             let lifetime = publish.properties.message_expiry_secs;
             let properties = forwardable(&publish.properties).map_err(|_| {

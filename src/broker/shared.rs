@@ -42,6 +42,9 @@ enum Pass {
     Offline,
 }
 
+/// Members that can be passed over, because they are not connected, in one step of a turn.
+const MEMBERS_PER_STEP: usize = 4;
+
 /// All passes, in their order.
 const PASSES: [Pass; 3] = [Pass::Ready, Pass::Online, Pass::Offline];
 
@@ -93,6 +96,11 @@ impl ShareGroup {
         self.lock().retain(|member| !Arc::ptr_eq(member, subscription));
     }
 
+    /// The most steps that finding a member may take.
+    pub(crate) fn cost(&self) -> usize {
+        self.lock().len() / MEMBERS_PER_STEP
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
@@ -102,12 +110,16 @@ impl ShareGroup {
     }
 
     /// The member that a message at this quality of service should go to.
-    pub(crate) fn pick(&self, config: &Config, qos: QoS) -> Option<Arc<Subscription>> {
+    pub(crate) fn pick(
+        &self,
+        config: &Config,
+        qos: QoS,
+        turn: &mut Turn,
+    ) -> Option<Arc<Subscription>> {
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         for pass in PASSES {
             let mut at = 0;
-            while let Some(member) = self.member(start, at) {
-                at += 1;
+            while let Some(member) = self.next_member(pass, start, &mut at, turn) {
                 let state = member.session().lock();
                 let is_kept = pass != Pass::Offline || qos.min(member.qos) > QoS::AtMostOnce;
                 if is_kept && pass.fits(&state, config, qos) && member.stands(&state) {
@@ -154,10 +166,10 @@ impl ShareGroup {
         let except = orphan.left_by;
         // What a member left behind waits for it rather than for another that is not there.
         let waits = except.is_some_and(|session| !session.lock().ended);
+        let waits = waits || message.publish.qos == QoS::AtMostOnce; // nobody keeps those
         for &pass in &PASSES[..if waits { 2 } else { 3 }] {
             let mut at = 0;
-            while let Some(member) = self.member(start, at) {
-                at += 1;
+            while let Some(member) = self.next_member(pass, start, &mut at, turn) {
                 if except.is_some_and(|session| Arc::ptr_eq(session, member.session())) {
                     continue;
                 }
@@ -171,10 +183,28 @@ impl ShareGroup {
         false
     }
 
-    fn member(&self, start: usize, at: usize) -> Option<Arc<Subscription>> {
+    /// The next member, from the one at `start` on, that may fit the pass. `at` counts those that
+    /// were looked at; a group may have thousands that are not there.
+    fn next_member(
+        &self,
+        pass: Pass,
+        start: usize,
+        at: &mut usize,
+        turn: &mut Turn,
+    ) -> Option<Arc<Subscription>> {
         // The lock is not held while a mailbox is locked.
         let members = self.lock();
-        (at < members.len()).then(|| Arc::clone(&members[(start + at) % members.len()]))
+        let from = *at;
+        let mut found = None;
+        while *at < members.len() && found.is_none() {
+            let member = &members[(start + *at) % members.len()];
+            *at += 1;
+            if pass == Pass::Offline || member.session().flow() != Flow::Offline {
+                found = Some(Arc::clone(member));
+            }
+        }
+        turn.add_steps((*at - from).div_ceil(MEMBERS_PER_STEP));
+        found
     }
 
     fn try_member(

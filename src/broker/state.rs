@@ -1,7 +1,6 @@
 //! What a session's lock guards: messages in flight, the queue behind them, and what follows when a
 //! message comes, an acknowledgement makes room, or a connection takes the session.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -16,7 +15,7 @@ use super::message::{Framing, LazyMessage, Message};
 use super::outlet::Order;
 use super::queue::Queue;
 use super::records::Step;
-use super::retained::Replay;
+use super::replays::Replays;
 use super::session::{Delivered, Terms};
 use super::stats::{DropReason, Tally};
 use super::subscription::Subscription;
@@ -42,7 +41,7 @@ pub(crate) struct State {
     pub(crate) queue: Queue,
     pub(crate) inbound: Inbound,
     pub(crate) subscriptions: HashTable<Arc<Subscription>>,
-    pub(crate) replays: VecDeque<Replay>,
+    pub(crate) replays: Replays,
     /// A thread is at work on `replays`.
     pub(crate) replaying: bool,
     /// Seconds that the session outlives its connection; `u32::MAX` is for ever.
@@ -73,7 +72,7 @@ impl State {
             queue: Queue::default(),
             inbound: Inbound::default(),
             subscriptions: HashTable::new(),
-            replays: VecDeque::new(),
+            replays: Replays::default(),
             replaying: false,
             expiry_secs: 0,
             will: None,

@@ -3,6 +3,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::Millis;
+
+/// How often the log names a slow consumer at most.
+const TOLD_EVERY_MS: Millis = 1000;
+
 /// Why a message did not reach a receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
@@ -99,6 +104,7 @@ pub struct Stats {
     clients_maximum: AtomicU64,
     clients_expired: AtomicU64,
     slow_consumers: AtomicU64,
+    slow_told_at: AtomicU64,
     sockets_opened: AtomicU64,
     connections_opened: AtomicU64,
 }
@@ -170,8 +176,13 @@ impl Stats {
         self.clients_expired.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn add_slow_consumer(&self) {
+    /// Whether the log should say so: not more often than once a second, or those who are slow again
+    /// and again would fill it.
+    pub(crate) fn add_slow_consumer(&self, now: Millis) -> bool {
         self.slow_consumers.fetch_add(1, Relaxed);
+        let last = self.slow_told_at.load(Relaxed);
+        let tells = last == 0 || now >= last + TOLD_EVERY_MS;
+        tells && self.slow_told_at.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
     }
 
     /// Messages dropped for this reason.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::journal::RecordId;
 use super::message::PublishRef;
@@ -31,6 +31,8 @@ pub struct Subscription {
     /// before anything is appended: so nothing that was routed by an older index follows UNSUBACK
     /// `[MQTT-3.10.4-2]`.
     status: AtomicU8,
+    /// It waits among its session's replays. Changed and looked at under the session's lock.
+    is_owed: AtomicBool,
     /// The number of its record; 0: it has none.
     record: AtomicU64,
 }
@@ -68,6 +70,7 @@ impl Subscription {
             identifier,
             group,
             status: AtomicU8::new(Status::Live as u8),
+            is_owed: AtomicBool::new(false),
             record: AtomicU64::new(0),
         }
     }
@@ -90,6 +93,15 @@ impl Subscription {
     /// The share name of a shared subscription.
     pub fn share(&self) -> Option<&str> {
         self.group.is_some().then(|| &self.text["$share/".len()..usize::from(self.filter_at) - 1])
+    }
+
+    /// Whether it is owed retained messages.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.is_owed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_owed(&self, is_owed: bool) {
+        self.is_owed.store(is_owed, Ordering::Relaxed);
     }
 
     /// Its record, if it outlives this process.

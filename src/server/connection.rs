@@ -143,7 +143,11 @@ impl Serving {
                 return Poll::Ready(goodbye);
             }
             if !scratch.turn.is_worth_going_on() {
+                let had_enough = scratch.turn.is_large();
                 scratch.turn.finish(&self.broker);
+                if had_enough {
+                    break; // a thousand who send all they can must not keep one waiting for long
+                }
                 scratch.turn.begin(self.clock.now());
             }
             if self.link.is_asking() || self.unfinished {
