@@ -14,6 +14,7 @@ use super::mailbox::{Attachment, LinkState};
 use super::outlet::Order;
 use super::session::{Flow, Session};
 use super::shared::{give_away, take_orphans};
+use super::state::State;
 use super::subscription::Status;
 use super::turn::Turn;
 use super::will::Will;
@@ -128,22 +129,8 @@ impl Broker {
             let displaced = self.displace(&mut state);
             state.expiry_secs = expiry_secs;
             state.will = admission.will.as_ref().map(|will| will.clone_for(session.number()));
-            if let Some(journal) = self.journal().filter(|_| expiry_secs > 0 && !used) {
-                let record = journal.reserve(1);
-                state.durable = Some(Box::new(Durable::new(record, journal)));
-                session.set_record(record);
-            }
-            state.attach(attachment(present), self.config(), turn.now, &mut turn.tally);
+            self.seat(&session, &mut state, attachment(present), turn);
             let epoch = state.epoch;
-            // A restart must not bring back what CONNACK says is not there.
-            let discarded = self.discarded.unsafe_end(session.client_id());
-            let position = state.put(session.client_id()).max(discarded);
-            if let (Some(position), Some(link)) = (position, &mut state.link) {
-                link.open_at(position);
-                session.await_disk(&mut state, self);
-            }
-            session.set_flow(Flow::Open);
-            session.update_flow(&mut state, self.config(), &mut turn.woken);
             drop(state);
             turn.touch(&session);
             turn.tally.packets_sent += 1;
@@ -158,9 +145,35 @@ impl Broker {
         }
     }
 
+    /// Gives the session to its connection and, if it outlives that, says so on disk.
+    fn seat(
+        &self,
+        session: &Arc<Session>,
+        state: &mut State,
+        attachment: Attachment,
+        turn: &mut Turn,
+    ) {
+        let is_new = state.epoch == 0;
+        if let Some(journal) = self.journal().filter(|_| is_new && state.expiry_secs > 0) {
+            let record = journal.reserve(1);
+            state.durable = Some(Box::new(Durable::new(record, journal)));
+            session.set_record(record);
+        }
+        state.attach(attachment, self.config(), turn.now, &mut turn.tally);
+        // A restart must not bring back what CONNACK says is not there.
+        let discarded = self.discarded.unsafe_end(session.client_id());
+        let position = state.put(session.client_id()).max(discarded);
+        if let (Some(position), Some(link)) = (position, &mut state.link) {
+            link.open_at(position);
+            session.await_disk(state, self);
+        }
+        session.set_flow(Flow::Open);
+        session.update_flow(state, self.config(), &mut turn.woken);
+    }
+
     /// Takes the session from the connection that has it, if any: the client connected again
     /// `[MQTT-3.1.4-3]`.
-    fn displace(&self, state: &mut super::state::State) -> Option<Displaced> {
+    fn displace(&self, state: &mut State) -> Option<Displaced> {
         let link = state.link.take()?;
         let last = taken_over(&link);
         let (outlet, goodbye, waiters) = link.into_goodbye(&last);
@@ -240,7 +253,7 @@ impl Broker {
 
     /// Has the session looked at when it next has something to do. One entry that comes early
     /// enough serves, so a client that comes and goes leaves no trail of them.
-    pub(crate) fn arm(&self, session: &Arc<Session>, state: &mut super::state::State) {
+    pub(crate) fn arm(&self, session: &Arc<Session>, state: &mut State) {
         let Some(at) = state.will_due.into_iter().chain(state.ends_at).min() else { return };
         if state.armed_for.is_none_or(|armed| armed > at) {
             state.armed_for = Some(at);

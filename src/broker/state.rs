@@ -148,6 +148,8 @@ impl State {
             && self.outbound.can_send()
     }
 
+    /// Gives the session a message on these terms: at once if it may be sent, into the queue if it
+    /// has to wait.
     pub(crate) fn deliver(
         &mut self,
         config: &Config,
@@ -166,7 +168,7 @@ impl State {
                 self.enqueue(config, Kept::spilled(message, terms), tally)
             };
         };
-        let mut how = Framing {
+        let how = Framing {
             version: link.version,
             dup: false,
             qos: terms.qos,
@@ -177,26 +179,33 @@ impl State {
             now,
         };
         if terms.qos == QoS::AtMostOnce {
-            if link.slow || link.waiting() >= config.outbox_bytes * HARD_FACTOR {
-                return Delivered::Dropped(DropReason::SlowConsumer);
-            }
-            return if link.encode(&message.publish, how, Lane::Free) {
+            return if link.slow || link.waiting() >= config.outbox_bytes * HARD_FACTOR {
+                Delivered::Dropped(DropReason::SlowConsumer)
+            } else if link.encode(&message.publish, how, Lane::Free) {
                 Delivered::Sent
             } else {
                 Delivered::Dropped(DropReason::TooLarge)
             };
         }
-        let direct = self.queue.is_empty()
+        let may_be_sent = self.queue.is_empty()
             && self.outbound.can_send()
             && link.backlog() < config.outbox_bytes;
-        if !direct {
-            let kept = if self.queue.len() < RESIDENT {
-                Kept::new(message, terms)
-            } else {
-                Kept::spilled(message, terms)
-            };
-            return self.enqueue(config, kept, tally);
+        if may_be_sent {
+            return self.send(message, terms, how);
         }
+        let is_resident = self.queue.len() < RESIDENT;
+        let keep = if is_resident { Kept::new } else { Kept::spilled };
+        self.enqueue(config, keep(message, terms), tally)
+    }
+
+    /// Sends a message of QoS 1 or 2 for the first time.
+    fn send(
+        &mut self,
+        message: &mut LazyMessage<'_>,
+        terms: &Terms<'_>,
+        mut how: Framing<'_>,
+    ) -> Delivered {
+        let Some(link) = &mut self.link else { return Delivered::Dropped(DropReason::Offline) };
         // One of QoS 1 only waits behind what waits already, to keep the order.
         let waits = terms.qos == QoS::ExactlyOnce;
         let is_held =

@@ -25,6 +25,7 @@
 
 mod connection;
 mod embedded;
+mod landing;
 mod port;
 
 use std::io;
@@ -313,7 +314,7 @@ impl Server {
     }
 
     /// Publishes a message from inside this process, without a connection. It does not wait for the
-    /// disk: with a data directory the message is safe a moment later.
+    /// disk: with a data directory, [`flush`](Self::flush) does.
     pub fn publish(
         &self,
         topic: &str,
@@ -322,6 +323,28 @@ impl Server {
         retain: bool,
     ) -> Result<(), ServerError> {
         embedded::publish(&self.broker, self.clock, topic, payload.as_ref(), qos, retain)
+    }
+
+    /// Waits until everything that was published so far is as safe as the data directory's
+    /// [`Durability`](store::Durability) makes it; without one there is nothing to wait for. While
+    /// the disk fails this does not return.
+    ///
+    /// ```
+    /// use surgemq::mqtt::QoS;
+    /// use surgemq::server::Server;
+    /// use surgemq::store::Options;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let (server, _) = Server::builder().build_in(dir.path(), &Options::default(), &mut |_, _| {})?;
+    /// server.publish("door", b"open", QoS::AtLeastOnce, true)?;
+    /// server.flush().await; // from here on a power failure cannot take it back
+    /// # Ok(()) }
+    /// ```
+    pub async fn flush(&self) {
+        if let Some(journal) = self.broker.journal() {
+            landing::wait(&**journal, journal.end()).await;
+        }
     }
 
     /// Subscribes from inside this process. What arrives waits in a bounded buffer, behind which
