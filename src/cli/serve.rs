@@ -22,6 +22,8 @@ const EXIT_LISTEN: u8 = 3;
 const EXIT_DESCRIPTORS: u8 = 4;
 /// The data directory cannot be used.
 const EXIT_DATA_DIR: u8 = 5;
+/// Turns of connections after which a worker looks for new events.
+const TURNS_PER_POLL: u32 = 4;
 /// How long stopping may take.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// The default of --max-connections: less if the system allows fewer descriptors.
@@ -238,6 +240,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(threads) = args.threads {
         runtime.worker_threads(threads.max(1));
     }
+    // A worker asks for new events after so many turns; tokio's 61 long ones would take half a second.
+    runtime.event_interval(TURNS_PER_POLL);
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     let addresses = match (args.port, args.bind) {
         (Some(port), _) => vec![format!("0.0.0.0:{port}"), format!("[::]:{port}")],
