@@ -300,6 +300,12 @@ impl Link {
         self.end(&Cause::silent("the connection was lost"), turn)
     }
 
+    /// There is no memory left for what the peer has begun to send.
+    pub(crate) fn on_overload(&mut self, turn: &mut Turn) -> Goodbye {
+        let what = "the broker's memory is used up";
+        self.end(&Cause::violation(ReasonCode::QuotaExceeded, what), turn)
+    }
+
     /// An order came from outside (see [`Order`]); `None` when there is none.
     pub fn on_order(&mut self, turn: &mut Turn) -> Option<Goodbye> {
         use ReasonCode as Code;

@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 use super::Broker;
 use super::journal::RecordId;
 use super::link::{Cause, Open};
+use super::memory;
 use super::message::{LazyMessage, PublishRef};
 use super::record::{Along, ReceivedId};
 use super::retained::{Retained, is_own};
@@ -127,7 +128,18 @@ impl Broker {
         turn: &mut Turn,
     ) -> Outcome {
         let mut message = LazyMessage::new(publish);
-        let retains = publish.retain && self.config().retain_available;
+        let mut retains = publish.retain && self.config().retain_available;
+        if retains
+            && publish.payload.len() > memory::LITTLE
+            && memory::is_full(self.config().max_memory)
+        {
+            // Not even in place of another, which may be small.
+            turn.tally.dropped(DropReason::MemoryLimit, 1);
+            if origin.is_told {
+                return Outcome::Refused;
+            }
+            retains = false;
+        }
         let on_disk = retains && !is_own(publish.topic);
         let mut along = Along {
             // Clearing makes room.
@@ -143,11 +155,15 @@ impl Broker {
             return self.deliver_to_all(&mut message, route, &along, turn);
         }
         let owned = message.get();
-        let limit = self.config().max_retained_messages;
+        let (limit, reason) = match self.config() {
+            // What is replaced, or the broker's own, is kept all the same.
+            config if memory::is_tight(config.max_memory) => (0, DropReason::MemoryLimit),
+            config => (config.max_retained_messages, DropReason::RetainedLimit),
+        };
         let mut result = Outcome::Nobody;
         self.topics().retain(&owned, limit, &mut |outcome, replaced| {
             if outcome == Retained::Refused {
-                turn.tally.dropped(DropReason::RetainedLimit, 1);
+                turn.tally.dropped(reason, 1);
             }
             if outcome == Retained::Refused && origin.is_told {
                 result = Outcome::Refused;

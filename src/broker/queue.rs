@@ -9,9 +9,12 @@ use std::collections::VecDeque;
 
 use super::Millis;
 use super::kept::Kept;
+use super::memory;
 
 /// Messages in one block at most.
 const BLOCK: usize = 256;
+/// What a place in a queue costs.
+const PLACE: usize = size_of::<Kept>();
 /// An empty queue keeps room for so many messages at most.
 const SPARE: usize = 64;
 
@@ -58,6 +61,12 @@ impl Block {
     }
 }
 
+impl Drop for Queue {
+    fn drop(&mut self) {
+        memory::give_back(PLACE * self.len);
+    }
+}
+
 impl Queue {
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
@@ -83,6 +92,7 @@ impl Queue {
             self.blocks.push_back(Block::new(if self.is_empty() { 0 } else { BLOCK }));
         }
         if let Some(block) = self.blocks.back_mut() {
+            memory::take(PLACE);
             self.len += 1;
             self.bytes += kept.size();
             block.earliest_end = block.earliest_end.min(kept.expires_at());
@@ -95,6 +105,7 @@ impl Queue {
             self.blocks.push_front(Block::new(0));
         }
         if let Some(block) = self.blocks.front_mut() {
+            memory::take(PLACE);
             self.len += 1;
             self.bytes += kept.size();
             block.earliest_end = block.earliest_end.min(kept.expires_at());
@@ -111,6 +122,7 @@ impl Queue {
                 self.blocks.pop_front();
             }
         }
+        memory::give_back(PLACE);
         self.len -= 1;
         self.bytes -= kept.size();
         Some(kept)
@@ -149,6 +161,7 @@ impl Queue {
     pub(crate) fn drop_expired(&mut self, now: Millis, mut over: impl FnMut(&Kept)) {
         let (len, bytes) = (&mut self.len, &mut self.bytes);
         let mut over = |kept: &Kept| {
+            memory::give_back(PLACE);
             *len -= 1;
             *bytes -= kept.size();
             over(kept);
@@ -157,8 +170,8 @@ impl Queue {
         self.blocks.retain(|block| !block.kept.is_empty());
     }
 
-    pub(crate) fn into_messages(self) -> impl Iterator<Item = Kept> {
-        self.blocks.into_iter().flat_map(|block| block.kept)
+    pub(crate) fn into_messages(mut self) -> impl Iterator<Item = Kept> {
+        std::mem::take(&mut self.blocks).into_iter().flat_map(|block| block.kept)
     }
 
     /// Gives memory back if nothing waits.

@@ -44,6 +44,9 @@ enum Pass {
 
 /// Members that can be passed over, because they are not connected, in one step of a turn.
 const MEMBERS_PER_STEP: usize = 4;
+/// Connected members that are asked whether they can take a message at once. When so many in a row
+/// cannot, looking at thousands more costs more than it brings.
+const ASKED: usize = 128;
 
 /// All passes, in their order.
 const PASSES: [Pass; 3] = [Pass::Ready, Pass::Online, Pass::Offline];
@@ -118,8 +121,8 @@ impl ShareGroup {
     ) -> Option<Arc<Subscription>> {
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         for pass in PASSES {
-            let mut at = 0;
-            while let Some(member) = self.next_member(pass, start, &mut at, turn) {
+            let (mut at, mut asked) = (0, 0);
+            while let Some(member) = self.next_member(pass, start, (&mut at, &mut asked), turn) {
                 let state = member.session().lock();
                 let is_kept = pass != Pass::Offline || qos.min(member.qos) > QoS::AtMostOnce;
                 if is_kept && pass.fits(&state, config, qos) && member.stands(&state) {
@@ -168,8 +171,8 @@ impl ShareGroup {
         let waits = except.is_some_and(|session| !session.lock().ended);
         let waits = waits || message.publish.qos == QoS::AtMostOnce; // nobody keeps those
         for &pass in &PASSES[..if waits { 2 } else { 3 }] {
-            let mut at = 0;
-            while let Some(member) = self.next_member(pass, start, &mut at, turn) {
+            let (mut at, mut asked) = (0, 0);
+            while let Some(member) = self.next_member(pass, start, (&mut at, &mut asked), turn) {
                 if except.is_some_and(|session| Arc::ptr_eq(session, member.session())) {
                     continue;
                 }
@@ -184,12 +187,13 @@ impl ShareGroup {
     }
 
     /// The next member, from the one at `start` on, that may fit the pass. `at` counts those that
-    /// were looked at; a group may have thousands that are not there.
+    /// were looked at, `asked` those that were given back; a group may have thousands that are not
+    /// there.
     fn next_member(
         &self,
         pass: Pass,
         start: usize,
-        at: &mut usize,
+        (at, asked): (&mut usize, &mut usize),
         turn: &mut Turn,
     ) -> Option<Arc<Subscription>> {
         // The lock is not held while a mailbox is locked.
@@ -197,9 +201,13 @@ impl ShareGroup {
         let from = *at;
         let mut found = None;
         while *at < members.len() && found.is_none() {
+            if pass == Pass::Ready && *asked >= ASKED {
+                break;
+            }
             let member = &members[(start + *at) % members.len()];
             *at += 1;
             if pass == Pass::Offline || member.session().flow() != Flow::Offline {
+                *asked += 1;
                 found = Some(Arc::clone(member));
             }
         }

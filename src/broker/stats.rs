@@ -30,11 +30,13 @@ pub enum DropReason {
     RetainedLimit,
     /// It could not be read from disk.
     Unreadable,
+    /// What the broker may keep in memory was reached.
+    MemoryLimit,
 }
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Offline,
         Self::SlowConsumer,
         Self::QueueFull,
@@ -44,6 +46,7 @@ impl DropReason {
         Self::NotAuthorized,
         Self::RetainedLimit,
         Self::Unreadable,
+        Self::MemoryLimit,
     ];
 
     /// Its name in `$SYS/broker/publish/messages/dropped/NAME`.
@@ -58,6 +61,7 @@ impl DropReason {
             Self::NotAuthorized => "not-authorized",
             Self::RetainedLimit => "retained-limit",
             Self::Unreadable => "unreadable",
+            Self::MemoryLimit => "memory-limit",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::{Arc, MutexGuard};
 
 use super::Broker;
 use super::link::{Cause, Open};
+use super::memory;
 use super::message::LazyMessage;
 use super::session::{Session, Terms};
 use super::state::State;
@@ -210,6 +211,11 @@ impl Broker {
                 // What is owed of the old one's retained messages the new one gets.
                 state.replays.hand_over(&old, subscription);
                 Some(old)
+            }
+            None if !memory::has_room(self.config().max_memory, count < memory::FEW) => {
+                drop(state);
+                self.drop_group(subscription);
+                return Err((ReasonCode::QuotaExceeded, "the broker's memory is used up"));
             }
             None if count >= self.config().max_subscriptions => {
                 drop(state);

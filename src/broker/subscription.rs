@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::journal::RecordId;
+use super::memory;
 use super::message::PublishRef;
 use super::session::{Session, Terms};
 use super::shared::ShareGroup;
 use super::state::State;
 use crate::mqtt::{QoS, SubscriptionRequest};
+
+/// What a subscription costs besides its text, about. The text lies here and in the index.
+const OVERHEAD: usize = 512;
 
 /// A topic filter that a session subscribed to, with its options.
 pub struct Subscription {
@@ -60,6 +64,7 @@ impl Subscription {
         identifier: u32,
         group: Option<Arc<ShareGroup>>,
     ) -> Self {
+        memory::take(OVERHEAD + 2 * request.filter.len());
         Self {
             session: Arc::clone(session),
             text: request.filter.into(),
@@ -153,6 +158,12 @@ impl Subscription {
             Status::Replaced => state.subscriptions.iter().any(|now| now.text() == self.text()),
             Status::Removed => false,
         }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        memory::give_back(OVERHEAD + 2 * self.text.len());
     }
 }
 
