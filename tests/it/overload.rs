@@ -31,26 +31,6 @@ fn filters_that_are_repeated_or_cancelled_at_once_cost_no_search() {
     });
 }
 
-/// Each message for a group whose members were all away took a look at each of them, three times
-/// and with a lock: a read full of messages kept a worker for twenty seconds.
-#[test]
-fn a_large_group_of_absent_members_disturbs_nobody() {
-    let Some(broker) = broker_with(&[]) else { return };
-    let t = topic();
-    for _ in 0..2_000 {
-        let mut member = broker.connect(V311, connect(client_id()).durable());
-        member.subscribe(&format!("$share/g/{t}"), 1);
-        member.leave();
-    }
-    let mut witnesses = Witnesses::new(&broker, V311);
-    let mut publisher = broker.join(V311);
-    publisher.send(publish(&t, "").bytes(V311).repeat(20_000));
-    publisher.send(PINGREQ);
-    witnesses.talk();
-    publisher.expect(Packet::Pingresp);
-    witnesses.talk();
-}
-
 /// The broker wrote twenty lines a second for as long as somebody held all descriptors.
 #[test]
 fn without_descriptors_those_connected_go_on_and_the_log_stays_short() {
