@@ -25,6 +25,8 @@ pub(crate) struct Queue {
     blocks: VecDeque<Block>,
     len: usize,
     bytes: usize,
+    /// Messages that came through a share group.
+    shared: usize,
 }
 
 struct Block {
@@ -82,6 +84,12 @@ impl Queue {
         self.bytes
     }
 
+    /// Whether one of them came through a share group. Whoever looks for those when a connection ends
+    /// must not look at a hundred thousand others for nothing.
+    pub(crate) fn has_shared(&self) -> bool {
+        self.shared > 0
+    }
+
     pub(crate) fn front(&self) -> Option<&Kept> {
         self.blocks.front()?.kept.front()
     }
@@ -95,6 +103,7 @@ impl Queue {
             memory::take(PLACE);
             self.len += 1;
             self.bytes += kept.size();
+            self.shared += usize::from(kept.share().is_some());
             block.earliest_end = block.earliest_end.min(kept.expires_at());
             block.kept.push_back(kept);
         }
@@ -108,6 +117,7 @@ impl Queue {
             memory::take(PLACE);
             self.len += 1;
             self.bytes += kept.size();
+            self.shared += usize::from(kept.share().is_some());
             block.earliest_end = block.earliest_end.min(kept.expires_at());
             block.kept.push_front(kept);
         }
@@ -125,6 +135,7 @@ impl Queue {
         memory::give_back(PLACE);
         self.len -= 1;
         self.bytes -= kept.size();
+        self.shared -= usize::from(kept.share().is_some());
         Some(kept)
     }
 
@@ -159,11 +170,12 @@ impl Queue {
 
     /// Removes messages whose lifetime is over and shows them to `over`.
     pub(crate) fn drop_expired(&mut self, now: Millis, mut over: impl FnMut(&Kept)) {
-        let (len, bytes) = (&mut self.len, &mut self.bytes);
+        let (len, bytes, shared) = (&mut self.len, &mut self.bytes, &mut self.shared);
         let mut over = |kept: &Kept| {
             memory::give_back(PLACE);
             *len -= 1;
             *bytes -= kept.size();
+            *shared -= usize::from(kept.share().is_some());
             over(kept);
         };
         self.blocks.iter_mut().for_each(|block| block.drop_expired(now, &mut over));
@@ -185,11 +197,14 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::broker::message::{LazyMessage, PublishRef};
     use crate::broker::session::Terms;
+    use crate::broker::shared::ShareGroup;
     use crate::mqtt::QoS;
 
     /// A message that can be told from others by the length of its payload.
@@ -204,11 +219,12 @@ mod tests {
             expires_at,
             publisher: 0,
         };
+        let group = Arc::new(ShareGroup::new("$share/g/t"));
         let terms = Terms {
             qos: QoS::AtLeastOnce,
             retain: false,
             subscription_ids: &[],
-            share: None,
+            share: (number % 7 == 0).then_some(&group),
             record: None,
         };
         Kept::new(&mut LazyMessage::new(publish), &terms)
@@ -262,6 +278,7 @@ mod tests {
                 queue.shrink_if_empty();
                 prop_assert_eq!(queue.len(), model.len());
                 prop_assert_eq!(queue.front().map(number), model.front().map(|(number, _)| *number));
+                prop_assert_eq!(queue.has_shared(), queue.iter().any(|kept| kept.share().is_some()));
                 prop_assert_eq!(queue.bytes(), queue.iter().map(Kept::size).sum::<usize>());
             }
             let expected: Vec<_> = model.iter().map(|(number, _)| *number).collect();

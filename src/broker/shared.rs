@@ -261,7 +261,9 @@ pub(crate) fn take_orphans(session: &Arc<Session>, state: &mut State) -> Vec<Kep
     let unacknowledged =
         state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(&mut wanted));
     let mut orphans: Vec<Kept> = unacknowledged.into_iter().flatten().collect();
-    orphans.extend(state.queue.extract(&mut wanted));
+    if state.queue.has_shared() {
+        orphans.extend(state.queue.extract(&mut wanted));
+    }
     orphans
 }
 
