@@ -8,6 +8,7 @@ use super::link::{Cause, Link, Open};
 use super::mailbox::Attachment;
 use super::memory;
 use super::providers::{Answer, Credentials};
+use super::retained::is_own;
 use super::turn::Turn;
 use super::will::Will;
 use crate::mqtt::{
@@ -37,6 +38,7 @@ pub(crate) struct Admission {
     pub(crate) max_packet_size: u32,
     pub(crate) topic_alias_maximum: u16,
     pub(crate) problem_information: bool,
+    pub(crate) is_bridge: bool,
 }
 
 impl Link {
@@ -141,6 +143,7 @@ impl Link {
                 .unwrap_or(0)
                 .min(config.max_outbound_aliases),
             problem_information: properties.request_problem_information.unwrap_or(true),
+            is_bridge: connect.bridge,
         };
         Ok((admission, credentials))
     }
@@ -156,7 +159,7 @@ impl Link {
             // [MQTT-3.2.2-13]
             return Err((ReasonCode::RetainNotSupported, "retained messages are not available"));
         }
-        if will.topic.starts_with("$SYS/")
+        if is_own(will.topic)
             || !self.broker.authorizer().may_publish(client_id, username, will.topic)
         {
             return Err((ReasonCode::NotAuthorized, "not authorized to publish to the will topic"));
@@ -223,6 +226,7 @@ impl Link {
             problem_information: admission.problem_information,
             max_packet_size: admission.max_packet_size,
             expiry_was_zero: admission.requested_expiry_secs == 0,
+            is_bridge: admission.is_bridge,
         });
         Ok(())
     }

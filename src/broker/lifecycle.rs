@@ -93,7 +93,6 @@ struct Displaced {
     outlet: super::outlet::SharedOutlet,
     goodbye: Vec<u8>,
     waiters: Vec<super::outlet::SharedOutlet>,
-    will: Option<Box<Will>>,
 }
 
 impl Broker {
@@ -106,10 +105,10 @@ impl Broker {
         turn: &mut Turn,
         attachment: impl FnOnce(bool) -> Attachment,
     ) -> Option<(Arc<Session>, u64)> {
+        if expiry_secs > 0 && !self.has_room_for(&admission.client_id) {
+            return None;
+        }
         loop {
-            if expiry_secs > 0 && !self.has_room_for(&admission.client_id) {
-                return None;
-            }
             let limit = self.config().max_sessions;
             let (session, _) = self.sessions().get_or_create(&admission.client_id, limit)?;
             let mut state = session.lock_between_turns();
@@ -127,8 +126,17 @@ impl Broker {
                 self.end_session(&session, None, turn);
                 continue;
             }
-            let overdue = state.take_due_will(turn.now);
-            let displaced = self.displace(&mut state);
+            let (displaced, will) = self.displace(&mut state).unzip();
+            if let Some(will) = will.flatten().or_else(|| state.take_due_will(turn.now)) {
+                // Before the session's record is written, in which it does not stand any more: a
+                // crash in between may publish it twice, but must not lose it.
+                drop(state);
+                if let Some(displaced) = displaced {
+                    self.settle(displaced, turn);
+                }
+                self.publish_will(&will, turn);
+                continue;
+            }
             state.expiry_secs = expiry_secs;
             state.will = admission.will.as_ref().map(|will| will.clone_for(session.number()));
             self.seat(&session, &mut state, attachment(present), turn);
@@ -139,9 +147,6 @@ impl Broker {
             self.stats().client_connected();
             if let Some(displaced) = displaced {
                 self.settle(displaced, turn);
-            }
-            if let Some(will) = overdue {
-                self.publish_will(&will, turn);
             }
             return Some((session, epoch));
         }
@@ -174,14 +179,15 @@ impl Broker {
     }
 
     /// Takes the session from the connection that has it, if any: the client connected again
-    /// `[MQTT-3.1.4-3]`.
-    fn displace(&self, state: &mut State) -> Option<Displaced> {
+    /// `[MQTT-3.1.4-3]`. With it comes the will that is to be published now.
+    fn displace(&self, state: &mut State) -> Option<(Displaced, Option<Box<Will>>)> {
         let link = state.link.take()?;
+        state.epoch += 1; // what the displaced connection still brings does not count
         let last = taken_over(&link);
         let (outlet, goodbye, waiters) = link.into_goodbye(&last);
         // With a delay the will is taken back: the connection is there again [MQTT-3.1.3-9].
         let will = state.will.take().filter(|will| will.delay_secs == 0);
-        Some(Displaced { outlet, goodbye, waiters, will })
+        Some((Displaced { outlet, goodbye, waiters }, will))
     }
 
     fn settle(&self, displaced: Displaced, turn: &mut Turn) {
@@ -190,9 +196,6 @@ impl Broker {
         displaced.outlet.wake();
         turn.woken.extend(displaced.waiters);
         self.stats().client_disconnected();
-        if let Some(will) = displaced.will {
-            self.publish_will(&will, turn);
-        }
     }
 
     pub(crate) fn publish_will(&self, will: &Will, turn: &mut Turn) {
@@ -327,7 +330,7 @@ impl Broker {
             let displaced = state.link.take().map(|link| {
                 let last = taken_over(&link);
                 let (outlet, goodbye, waiters) = link.into_goodbye(&last);
-                Displaced { outlet, goodbye, waiters, will: None }
+                Displaced { outlet, goodbye, waiters }
             });
             state.ended = true;
             session.set_flow(Flow::Offline);

@@ -66,6 +66,8 @@ pub(crate) struct Open {
     pub(crate) max_packet_size: u32,
     /// The session expiry of CONNECT was 0 and cannot be raised any more.
     pub(crate) expiry_was_zero: bool,
+    /// It is a bridge of 3.1 or 3.1.1.
+    pub(crate) is_bridge: bool,
 }
 
 /// What [`Link::on_bytes`] did.

@@ -338,7 +338,7 @@ impl Open {
             return known;
         }
         let username = self.username.as_deref();
-        let allowed = !topic.starts_with("$SYS/")
+        let allowed = !is_own(topic)
             && broker.authorizer().may_publish(self.session.client_id(), username, topic);
         let route = Route::resolve(broker.topics(), topic, self.session.number());
         turn.add_steps(route.matched);

@@ -47,8 +47,17 @@ pub(crate) struct RetainedStore {
 }
 
 /// The broker's own messages: no client may publish here.
+///
+/// Not among them is the place where a bridge of mosquitto's says whether it is connected. It does
+/// so in its will, and could not connect at all if it might not.
 pub(crate) fn is_own(topic: &str) -> bool {
-    topic.starts_with("$SYS/")
+    topic.strip_prefix("$SYS/").is_some_and(|topic| !is_state_of_bridge(topic))
+}
+
+fn is_state_of_bridge(topic: &str) -> bool {
+    let name =
+        topic.strip_prefix("broker/connection/").and_then(|topic| topic.strip_suffix("/state"));
+    name.is_some_and(|name| !name.contains('/'))
 }
 
 impl RetainedStore {

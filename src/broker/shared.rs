@@ -4,8 +4,8 @@
 //! the message at once; when none can, the member whose turn it is queues it, if its session
 //! outlives its connection. When a member's connection ends, its unacknowledged QoS 1 messages and
 //! those it had not been sent go to the others; QoS 2 messages already sent wait for its session
-//! `[MQTT-4.8.2-5]`. A message that a member refuses with an error code is discarded
-//! `[MQTT-4.8.2-6]`.
+//! `[MQTT-4.8.2-4]` and end with it `[MQTT-4.8.2-5]`. A message that a member refuses with an error
+//! code is discarded `[MQTT-4.8.2-6]`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -74,6 +74,7 @@ impl Open {
         turn: &mut Turn,
     ) -> Result<ReasonCode, Refusal> {
         let config = broker.config();
+        let request = &self.as_meant(request);
         let shared = SharedFilter::new(request.filter)
             .map_err(|_| (ReasonCode::TopicFilterInvalid, "the topic filter is not valid"))?;
         let filter = shared.filter.as_str();
@@ -104,6 +105,17 @@ impl Open {
             }
         }
         Ok(granted(qos))
+    }
+
+    /// What goes through a bridge must not come back through it, or two brokers echo one another,
+    /// and retained messages must arrive as such. 5.0 has options for that; in 3.1 and 3.1.1 a
+    /// bridge says in CONNECT what it is, and means them for every filter.
+    fn as_meant<'r>(&self, request: &SubscriptionRequest<'r>) -> SubscriptionRequest<'r> {
+        SubscriptionRequest {
+            no_local: request.no_local || self.is_bridge,
+            retain_as_published: request.retain_as_published || self.is_bridge,
+            ..*request
+        }
     }
 
     pub(crate) fn on_unsubscribe(

@@ -1,10 +1,11 @@
 //! The broker as its connections see it, and the moments between two of its steps that no socket
 //! can be made to hit.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::publish::{Origin, Outcome};
+use super::records::Record;
 use super::route::Route;
 use super::*;
 use crate::mqtt::{
@@ -45,6 +46,15 @@ struct Peer {
 
 impl Peer {
     fn connect(broker: &Arc<Broker>, client_id: &str, clean_start: bool) -> Self {
+        Self::connect_with(broker, client_id, clean_start, None)
+    }
+
+    fn connect_with(
+        broker: &Arc<Broker>,
+        client_id: &str,
+        clean_start: bool,
+        will: Option<&str>,
+    ) -> Self {
         let version = Version::V311;
         let socket = Arc::new(Socket {
             bytes: Mutex::default(),
@@ -59,7 +69,13 @@ impl Peer {
             clean_start,
             keep_alive_secs: 0,
             client_id,
-            will: None,
+            will: will.map(|payload| crate::mqtt::Will {
+                topic: "a/b",
+                payload: payload.as_bytes(),
+                qos: QoS::AtLeastOnce,
+                retain: false,
+                properties: Properties::default(),
+            }),
             username: None,
             password: None,
             properties: Properties::default(),
@@ -198,7 +214,7 @@ fn another_member_gets_what_a_lost_one_did_not_acknowledge() {
 
 #[test]
 fn a_member_that_is_away_gets_what_an_ended_one_leaves() {
-    // [MQTT-4.8.2-5]
+    // 4.8.2: at QoS 1 it should
     let broker = broker();
     let mut lost = Peer::connect(&broker, "lost", true);
     lost.subscribe("$share/g/a/b", QoS::AtLeastOnce);
@@ -354,4 +370,92 @@ fn a_turn_ends_after_many_steps_however_few_bytes_they_move() {
     }
     assert!(turns >= 10, "{turns} turns for {} looks at members", 10_000 * 1_000);
     assert_eq!(broker.stats().dropped(DropReason::Offline), 10_000);
+}
+
+/// A journal that says what would stand in its log, in order.
+#[derive(Default)]
+struct Log {
+    entries: Mutex<Vec<String>>,
+    last_id: AtomicU64,
+}
+
+impl Journal for Log {
+    fn reserve(&self, count: u64) -> RecordId {
+        let before = self.last_id.fetch_add(count, Ordering::Relaxed);
+        RecordId::new(before + 1).expect("it is not zero")
+    }
+
+    fn append(&self, batch: &Batch, _haste: Haste) -> Position {
+        let mut entries = self.entries.lock().expect("not poisoned");
+        for operation in batch.operations() {
+            let Operation::Put { start, end, .. } = *operation else { continue };
+            let body = &batch.bodies()[start as usize..end as usize];
+            entries.push(match Record::decode(body).expect("the broker wrote it") {
+                Record::Session(session) => {
+                    let will = session.will.map(|will| will.message.payload);
+                    let will = will.map(|payload| String::from_utf8_lossy(payload).into_owned());
+                    format!("{} with will {will:?}", session.client_id)
+                }
+                Record::Message(message) => {
+                    format!("message {}", String::from_utf8_lossy(message.payload))
+                }
+                _ => continue,
+            });
+        }
+        entries.len() as Position
+    }
+
+    fn safe(&self) -> Position {
+        Position::MAX
+    }
+
+    fn hurry(&self, _position: Position) {}
+
+    fn wake_when_safe(&self, _position: Position, outlet: &SharedOutlet) {
+        outlet.wake();
+    }
+
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    fn is_behind(&self) -> bool {
+        false
+    }
+
+    fn end(&self) -> Position {
+        self.entries.lock().expect("not poisoned").len() as Position
+    }
+
+    fn read(&self, _id: RecordId, _out: &mut Vec<u8>) -> std::io::Result<bool> {
+        Ok(false)
+    }
+
+    fn figures(&self) -> JournalFigures {
+        JournalFigures::default()
+    }
+}
+
+#[test]
+fn a_will_is_on_disk_as_a_message_before_its_session_forgets_it() {
+    let log = Arc::new(Log::default());
+    let journal = Some(Arc::clone(&log) as Arc<dyn Journal>);
+    let config = Config { sys_interval_secs: 0, ..Config::default() };
+    let broker = Broker::new(config, Providers { journal, ..Providers::default() }, 1);
+    let broker = Arc::new(broker);
+    Peer::connect(&broker, "reader", false).subscribe("a/b", QoS::AtLeastOnce);
+    let appended = || std::mem::take(&mut *log.entries.lock().expect("not poisoned"));
+    let first = Peer::connect_with(&broker, "c", false, Some("first"));
+    appended();
+
+    // [MQTT-3.1.4-3], [MQTT-3.1.2-8]: another connection takes the session.
+    let second = Peer::connect_with(&broker, "c", false, Some("second"));
+    assert_eq!(appended(), ["message first", "c with will Some(\"second\")"]);
+    drop(first);
+    assert!(appended().is_empty(), "the displaced connection has no say any more");
+
+    // The connection is lost.
+    drop(second);
+    let lost = ["c with will Some(\"second\")", "message second", "c with will None"];
+    assert_eq!(appended(), lost);
 }

@@ -1,6 +1,7 @@
-//! mosquitto's own clients: `mosquitto_pub`, `mosquitto_sub` and `mosquitto_rr`.
+//! mosquitto's own clients, `mosquitto_pub`, `mosquitto_sub` and `mosquitto_rr`, and its bridge.
 
 use std::fmt::Write as _;
+use std::net::TcpListener;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -263,6 +264,53 @@ fn topic_alias(world: &World) {
     }
 }
 
+/// A mosquitto that shares all topics of the case with us. What goes through the bridge comes out
+/// once on each side, and what is retained stays so.
+fn bridge(world: &World) {
+    let Some(mut mosquitto) = tools::present(tools::mosquitto_broker()) else { return };
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = free.local_addr().expect("it is bound").port().to_string();
+    drop(free);
+    let protocol = if world.version == "5" { "50" } else { world.version };
+    let Broker { host, port: ours, .. } = &world.broker;
+    let configuration = format!(
+        "listener {port} 127.0.0.1\nallow_anonymous true\nconnection bridge\n\
+         address {host}:{ours}\nbridge_protocol_version mqttv{protocol}\n\
+         remote_clientid {0}\ntopic {0}/# both 1\n",
+        world.prefix
+    );
+    world.publish("/first", &["-q", "1", "-r", "-m", "retained before"], b"");
+    let mut here = world.subscriber(&[&world.topic("/there")], &["-q", "1"]);
+    let state = format!("$SYS/broker/connection/{}/state", world.prefix);
+    let mut connected = world.subscriber(&[&state], &["-q", "1"]);
+    let arguments = ["-c", "/dev/stdin"];
+    let mut mosquitto = Process::start(mosquitto.args(arguments), configuration.as_bytes());
+    mosquitto.wait_for(|line| line.ends_with(" running"));
+
+    let behind = |program: &str, arguments: &[&str]| {
+        let mut command = tools::mosquitto(program).expect("it was looked for before");
+        command.args(["-p", &port, "-V", world.version, "-q", "1"]).args(arguments);
+        Process::start(&mut command, b"")
+    };
+    let all = world.topic("/#");
+    let mut there = behind("mosquitto_sub", &["-t", &all, "-F", "%t %q %p"]);
+    let first = format!("{} 1 retained before", world.topic("/first"));
+    there.wait_for(|line| line == first);
+    behind("mosquitto_pub", &["-t", &world.topic("/there"), "-m", "from there"]).succeed();
+    world.expect(&mut here, "/there", "1 0 from there");
+    // An echo of that would come before this.
+    world.publish("/here", &["-q", "1", "-r", "-m", "from here"], b"");
+    let line = there.wait_for(|line| !line.contains("/ready/"));
+    assert_eq!(line, format!("{} 1 from there", world.topic("/there")));
+    world.expect(&mut there, "/here", "1 from here");
+    let here = world.topic("/here");
+    let kept = behind("mosquitto_sub", &["-t", &here, "-C", "1", "-F", "%r %p"]).succeed();
+    assert_eq!(kept, ["1 from here"]);
+    connected.wait_for(|line| line == format!("{state} 1 0 1"));
+    mosquitto.kill();
+    connected.wait_for(|line| line == format!("{state} 1 0 0"));
+}
+
 macro_rules! cases {
     ($($name:ident $version:literal: $($case:ident)*;)*) => {
         $(mod $name {
@@ -287,9 +335,9 @@ macro_rules! cases {
 
 cases! {
     v31 "31": connect roundtrip retained will session wildcard big order
-              request_response_by_topic;
+              request_response_by_topic bridge;
     v311 "311": connect roundtrip retained will session wildcard shared big order
-                request_response_by_topic;
+                request_response_by_topic bridge;
     v5 "5": connect roundtrip retained will session wildcard shared big order
-            request_response properties subscription_ids topic_alias;
+            request_response properties subscription_ids topic_alias bridge;
 }

@@ -120,6 +120,15 @@ pub(crate) fn mosquitto(name: &str) -> Tool {
     if on_path(name) { Ok(Command::new(name)) } else { Err(format!("{name} is not installed")) }
 }
 
+/// mosquitto itself, for who bridges to us. Not everybody has the folder of servers on the path.
+pub(crate) fn mosquitto_broker() -> Tool {
+    const ELSEWHERE: &str = "/usr/sbin/mosquitto";
+    match mosquitto("mosquitto") {
+        Err(_) if Path::new(ELSEWHERE).exists() => Ok(Command::new(ELSEWHERE)),
+        tool => tool,
+    }
+}
+
 fn build(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let words = String::from_utf8_lossy(&output.stderr);

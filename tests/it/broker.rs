@@ -246,7 +246,7 @@ impl Broker {
         peer.send(packet);
         let Some(Packet::Connack(connack)) = peer.next() else { panic!("expected a CONNACK") };
         assert_ne!(connack.code, 0, "it was accepted");
-        peer.expect_closed();
+        peer.expect_closed(); // [MQTT-3.2.2-7]
         connack
     }
 

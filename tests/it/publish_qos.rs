@@ -303,6 +303,22 @@ fn stray_acknowledgements_do_no_harm() {
 }
 
 #[test]
+fn acknowledgements_of_the_wrong_kind_are_protocol_errors() {
+    // [MQTT-4.13.1-1]: 4.3.2 and 4.3.3 name the one packet that each of them is answered with
+    each(ALL, |v| {
+        for (qos, wrong) in [(1, pubrec as fn(u16) -> Ack), (1, pubcomp), (2, puback), (2, pubcomp)]
+        {
+            let topic = topic();
+            let mut peer = broker().join(v);
+            peer.subscribe(&topic, qos);
+            broker().join(v).publish(&topic, "x", qos);
+            let got = peer.expect_publish(&topic, "x");
+            peer.send(wrong(got.id)).expect_dropped(&[code::PROTOCOL_ERROR]);
+        }
+    });
+}
+
+#[test]
 fn outbound_identifiers_are_unique_while_in_flight() {
     // [MQTT-2.2.1-4], [MQTT-4.3.2-1], [MQTT-4.3.3-1]; 3.1.1 [MQTT-2.3.1-4]
     each(ALL, |v| {

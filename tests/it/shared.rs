@@ -379,6 +379,52 @@ fn qos_2_already_sent_waits_for_its_session() {
 }
 
 #[test]
+fn qos_2_already_sent_ends_with_its_session() {
+    // [MQTT-4.8.2-5]: the member that is gone may have handed it on
+    let topic = topic();
+    let filter = format!("$share/g/{topic}");
+    for packet in [connect(client_id()), connect(client_id()).durable()] {
+        let mut gone = broker().connect(V5, packet);
+        gone.subscribe(&filter, 2);
+        let mut publisher = broker().join(V5);
+        publisher.publish(&topic, "sent", 2);
+        gone.expect_publish(&topic, "sent");
+        publisher.publish(&topic, "received", 2);
+        let received = gone.expect_publish(&topic, "received");
+        gone.send(pubrec(received.id)).expect_ack(pubrel(received.id));
+        let mut other = broker().join(V5);
+        other.subscribe(&filter, 2);
+        let id = gone.id.clone();
+        gone.vanish();
+        // Whatever is left of the old session ends before the new one begins.
+        broker().connect(V5, connect(id)).leave();
+        other.expect_silence();
+        other.leave();
+    }
+}
+
+#[test]
+fn members_see_the_retain_flag_as_they_have_asked() {
+    // [MQTT-3.3.1-12], [MQTT-3.3.1-13]
+    let topic = topic();
+    let mut plain = broker().join(V5);
+    plain.subscribe(&format!("$share/plain/{topic}"), 1);
+    let mut faithful = broker().join(V5);
+    faithful.subscribe(&format!("$share/faithful/{topic}"), 1 | RETAIN_AS_PUBLISHED);
+    let mut publisher = broker().join(V5);
+    for retain in [true, false] {
+        let message = publish(&topic, "x").qos(1, 0);
+        publisher.publish_as(if retain { message.retain() } else { message });
+        let got = plain.expect_publish(&topic, "x");
+        assert!(!got.retain);
+        plain.ack(&got);
+        let got = faithful.expect_publish(&topic, "x");
+        assert_eq!(got.retain, retain);
+        faithful.ack(&got);
+    }
+}
+
+#[test]
 fn refused_messages_are_not_offered_to_others() {
     // [MQTT-4.8.2-6]
     let topic = topic();

@@ -459,6 +459,28 @@ fn no_local_of_one_filter_leaves_the_other() {
     peer.expect_silence();
 }
 
+/// A bridge of mosquitto's marked itself with the top bit of the protocol level, was accepted, and
+/// got all that it had forwarded back: behind it everybody received everything twice. And what was
+/// retained arrived there as an ordinary message.
+#[test]
+fn bridges_get_no_echo_and_see_the_retain_flag() {
+    each(&[V31, V311], |v| {
+        let topic = topic();
+        let mut bridge = broker().connect(v, connect(client_id()).bridge());
+        bridge.subscribe(&topic, 1);
+        let mut plain = broker().join(v);
+        plain.subscribe(&topic, 1);
+        bridge.publish_as(publish(&topic, "through the bridge").qos(1, 0).retain());
+        assert!(!plain.expect_publish(&topic, "through the bridge").retain);
+        bridge.expect_silence();
+        plain.publish_as(publish(&topic, "from this side").qos(1, 0).retain());
+        assert!(!plain.expect_publish(&topic, "from this side").retain);
+        assert!(bridge.expect_publish(&topic, "from this side").retain);
+        plain.publish(&topic, "not retained", 1);
+        assert!(!bridge.expect_publish(&topic, "not retained").retain);
+    });
+}
+
 #[test]
 fn subscribe_that_is_malformed_closes_the_connection() {
     // [MQTT-3.8.1-1], [MQTT-3.8.3-1], [MQTT-3.8.3-2], [MQTT-3.8.3-5], [MQTT-2.2.1-3], 3.8.3.1;

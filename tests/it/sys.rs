@@ -1,9 +1,9 @@
 //! `$SYS/broker/…`: the names that mosquitto has, and figures that fit what happened.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::broker::{Broker, PATIENCE, broker_with, client_id, topic};
+use crate::broker::{Broker, PATIENCE, broker_with, client_id, each, topic};
 use crate::wire::*;
 
 /// Mosquitto's names that dashboards and exporters read.
@@ -81,7 +81,7 @@ fn names_are_mosquittos() {
     peer.subscribe("$SYS/broker/#", 0);
     let mut all = HashMap::new();
     let start = Instant::now();
-    while !missing(&all).is_empty() && start.elapsed() < std::time::Duration::from_secs(4) {
+    while !missing(&all).is_empty() && start.elapsed() < Duration::from_secs(4) {
         if let Some(Some(Packet::Publish(got))) = peer.next_within(PATIENCE) {
             all.insert(got.topic["$SYS/broker/".len()..].to_owned(), got.text().to_owned());
         }
@@ -149,6 +149,38 @@ fn clients_cannot_write_figures() {
     let mut peer = broker.join(V311);
     peer.subscribe("$SYS/broker/version", 0);
     assert_ne!(peer.expect_any_publish().text(), "forged");
+}
+
+/// mosquitto's bridge says so in a retained will below `$SYS`. It was refused for that, and no
+/// mosquitto could bridge to us with its default configuration.
+#[test]
+fn bridges_may_say_whether_they_are_connected() {
+    let Some(broker) = broker_with(&["--sys-interval", "1"]) else { return };
+    each(ALL, |v| {
+        let name = client_id();
+        let state = format!("$SYS/broker/connection/{name}/state");
+        let mut bridge =
+            broker.connect(v, connect(name.as_str()).will(&state, "0", 1).will_retain());
+        bridge.publish_as(publish(&state, "1").qos(1, 0).retain());
+        let mut peer = broker.join(v);
+        peer.subscribe(&state, 1);
+        let got = peer.expect_publish(&state, "1");
+        assert!(got.retain);
+        peer.ack(&got);
+        bridge.vanish();
+        let got = peer.expect_publish(&state, "0");
+        peer.ack(&got);
+        // Only that: not above, below or beside it.
+        for topic in ["a/b/state", "a/state/x", "state", "a/status"] {
+            let topic = format!("$SYS/broker/connection/{topic}");
+            let mut peer = broker.join(v);
+            peer.subscribe("$SYS/broker/connection/#", 0);
+            peer.publish_as(publish(&topic, "forged"));
+            while let Some(Packet::Publish(got)) = peer.next_within(Duration::ZERO).flatten() {
+                assert_ne!(got.topic, topic);
+            }
+        }
+    });
 }
 
 #[test]

@@ -156,6 +156,25 @@ fn expired_messages_are_not_delivered() {
 }
 
 #[test]
+fn messages_expire_behind_a_full_window_too() {
+    // [MQTT-3.3.2-5]: sending them has not begun
+    let topic = topic();
+    let mut peer = broker().connect(V5, connect(client_id()).prop(receive_maximum(1)));
+    peer.subscribe(&topic, 1);
+    let mut publisher = broker().join(V5);
+    for (text, seconds) in [("in flight", 1), ("too late", 1), ("in time", 100)] {
+        publisher.publish_as(publish(&topic, text).qos(1, 0).prop(message_expiry(seconds)));
+    }
+    let first = peer.expect_publish(&topic, "in flight");
+    std::thread::sleep(Duration::from_millis(2100)); // the clock is what is tested
+    peer.ack(&first);
+    let got = peer.expect_publish(&topic, "in time");
+    assert!(matches!(got.props.number(0x02), Some(95..=98)), "{got:?}");
+    peer.ack(&got);
+    peer.expect_silence();
+}
+
+#[test]
 fn expiry_does_not_end_a_qos_2_exchange_that_has_begun() {
     // [MQTT-4.3.3-7], [MQTT-4.3.3-13]
     let topic = topic();

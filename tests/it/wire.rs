@@ -232,6 +232,7 @@ impl<T: Encode> Encode for &T {
 pub(crate) struct Connect {
     pub(crate) id: String,
     clean: bool,
+    bridge: bool,
     keep_alive: u16,
     will: Option<Will>,
     user_name: Option<String>,
@@ -253,6 +254,7 @@ pub(crate) fn connect(id: impl Into<String>) -> Connect {
     Connect {
         id: id.into(),
         clean: true,
+        bridge: false,
         keep_alive: 0,
         will: None,
         user_name: None,
@@ -270,6 +272,12 @@ impl Connect {
     /// A session that outlives the connection, in every version.
     pub(crate) fn durable(self) -> Self {
         self.clean(false).prop(session_expiry(600))
+    }
+
+    /// Marked in the protocol level as bridges of 3.1 and 3.1.1 are.
+    pub(crate) fn bridge(mut self) -> Self {
+        self.bridge = true;
+        self
     }
 
     pub(crate) fn keep_alive(mut self, seconds: u16) -> Self {
@@ -341,7 +349,7 @@ impl Connect {
     /// The packet with another flags byte or payload than belong to the fields.
     pub(crate) fn forged(&self, version: Version, flags: u8, payload: impl AsRef<[u8]>) -> Vec<u8> {
         let mut body = field(if version == V31 { "MQIsdp" } else { "MQTT" });
-        body.extend([version as u8, flags]);
+        body.extend([version as u8 | u8::from(self.bridge) << 7, flags]);
         body.extend(self.keep_alive.to_be_bytes());
         if version == V5 {
             body.extend(properties(&self.props));

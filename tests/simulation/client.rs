@@ -142,6 +142,8 @@ pub(crate) struct Legacy {
     pub(crate) number: Number,
     pub(crate) delay_secs: u32,
     pub(crate) lost_at: Millis,
+    /// The broker closed the connection, who knows how long before the client saw it.
+    pub(crate) broker_was_first: bool,
     pub(crate) moment: Moment,
     /// The broker has seen the next CONNECT.
     pub(crate) is_over: bool,
@@ -536,8 +538,14 @@ impl Client {
             self.legacy = None;
             if lasts && in_time && connection.is_connected && !connection.said_goodbye {
                 let moment = ledger.tick();
-                self.legacy =
-                    Some(Legacy { number, delay_secs, lost_at: now, moment, is_over: false });
+                self.legacy = Some(Legacy {
+                    number,
+                    delay_secs,
+                    lost_at: now,
+                    broker_was_first: connection.wire.is_closed,
+                    moment,
+                    is_over: false,
+                });
             }
         } else if connection.is_connected {
             self.legacy = None;
@@ -563,7 +571,7 @@ impl Client {
             at += frame.len;
             let packet = frame.decode(self.version, Role::Server).expect("they are valid");
             if ledger.trace {
-                eprintln!("      {} < {packet:?}", self.id);
+                eprintln!("      {} < {}", self.id, in_short(&packet));
             }
             ledger.promised |= !matches!(packet, Packet::Publish(_));
             refused |= self.on_packet(packet, ledger, now);
@@ -645,6 +653,7 @@ impl Client {
         assert!(present || !must_be, "{}: the session is not present", self.id);
         if present {
             if let Some(legacy) = self.legacy.take()
+                && !legacy.broker_was_first
                 && decided < legacy.lost_at + u64::from(legacy.delay_secs) * 1000
             {
                 ledger.messages[legacy.number].will = Some(WillFate::Never); // [MQTT-3.1.3-9]
@@ -860,4 +869,13 @@ impl Client {
             assert!(last.is_none_or(|last| last < number), "{what} came behind {last:?}");
         }
     }
+}
+
+/// A packet for the trace: of a payload only the number is of interest.
+fn in_short(packet: &Packet<'_>) -> String {
+    let Packet::Publish(publish) = packet else { return format!("{packet:?}") };
+    let number = String::from_utf8_lossy(publish.payload);
+    let (topic, qos, id) = (&publish.topic, publish.qos, publish.packet_id);
+    let number = number.split(' ').next().unwrap_or_default();
+    format!("Publish({number} on {topic:?} at {qos:?}, {id:?}, dup {})", publish.dup)
 }
