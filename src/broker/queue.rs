@@ -224,7 +224,7 @@ mod tests {
             qos: QoS::AtLeastOnce,
             retain: false,
             subscription_ids: &[],
-            share: (number % 7 == 0).then_some(&group),
+            share: number.is_multiple_of(7).then_some(&group),
             record: None,
         };
         Kept::new(&mut LazyMessage::new(publish), &terms)
