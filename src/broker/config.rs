@@ -68,6 +68,9 @@ pub struct Config {
     pub ack_timeout_ms: u64,
     /// Disconnect after so many of those.
     pub ack_retries: u32,
+    /// Bytes of memory for what clients have the broker keep, all sessions together; past half of
+    /// it, who has much gets no more. Counted once for all brokers of a process; `u64::MAX`: no limit.
+    pub max_memory: u64,
     /// Bytes waiting for one connection's socket from which on publishers are held back.
     pub outbox_bytes: usize,
     /// How long a full connection holds publishers back until it counts as slow.
@@ -101,6 +104,7 @@ impl Default for Config {
             allow_empty_client_id: true,
             ack_timeout_ms: 0,
             ack_retries: 3,
+            max_memory: u64::MAX,
             outbox_bytes: 1024 * 1024,
             slow_grace_ms: 500,
             sys_interval_secs: 10,

@@ -6,6 +6,7 @@ use std::pin::Pin;
 
 use super::link::{Cause, Link, Open};
 use super::mailbox::Attachment;
+use super::memory;
 use super::providers::{Answer, Credentials};
 use super::retained::is_own;
 use super::turn::Turn;
@@ -165,6 +166,10 @@ impl Link {
         }
         let will = Will::new(will, 0)
             .map_err(|_| (ReasonCode::MalformedPacket, "a will property is too long"))?;
+        let little = will.message().size() < memory::LITTLE / 16;
+        if !memory::has_room(config.max_memory, little) {
+            return Err((ReasonCode::QuotaExceeded, "the broker's memory is used up"));
+        }
         if will.qos() > config.max_qos {
             // [MQTT-3.2.2-12]
             return Err((

@@ -12,7 +12,7 @@ use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use hashbrown::{DefaultHashBuilder, HashTable};
 use smallvec::SmallVec;
 
 use super::subscription::Subscription;
@@ -47,14 +47,25 @@ struct Shard {
     filters: RwLock<HashTable<Subscriptions>>,
 }
 
+/// A point at which filters end or part.
 #[derive(Default)]
 struct Node {
-    children: HashMap<Box<str>, Self>,
-    any: Option<Box<Self>>,
+    /// By their first level.
+    edges: HashTable<Edge>,
+    /// The one whose first level is `+`.
+    any: Option<Box<Edge>>,
     /// Subscriptions of the filter that ends here.
     here: Subscriptions,
     /// Those of the filter that goes on with `#`.
     below: Subscriptions,
+}
+
+/// The way to the next node: all levels at which nothing ends or parts. So there are never more
+/// than two nodes for each filter, however many levels a client gives it.
+struct Edge {
+    /// One level at least, as in the filter.
+    levels: Box<str>,
+    node: Node,
 }
 
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
@@ -85,7 +96,10 @@ impl Index {
         let filter = subscription.filter();
         if is_wild(filter) {
             let mut root = write(&self.wild);
-            root.slot(filter).push(Arc::clone(subscription));
+            let (path, below) = path(filter);
+            let node = root.at(path, &self.hasher);
+            let list = if below { &mut node.below } else { &mut node.here };
+            list.push(Arc::clone(subscription));
             self.wild_version.fetch_add(1, Ordering::Release);
         } else {
             let hash = self.hash(filter);
@@ -108,7 +122,7 @@ impl Index {
         let filter = subscription.filter();
         let removed = if is_wild(filter) {
             let mut root = write(&self.wild);
-            let removed = root.remove(filter, subscription);
+            let removed = root.remove(path(filter), subscription, &self.hasher);
             self.wild_version.fetch_add(1, Ordering::Release);
             removed
         } else {
@@ -153,12 +167,11 @@ impl Index {
         let root = read(&self.wild);
         if topic.starts_with('$') {
             // [MQTT-4.7.2-1]: a wildcard does not match the first level of these.
-            let (level, rest) = split(topic);
-            if let Some(node) = root.children.get(level) {
-                node.collect(rest, found);
+            if let Some(edge) = root.edge(split(topic).0, &self.hasher) {
+                edge.collect(topic, &self.hasher, found);
             }
         } else {
-            root.collect(Some(topic), found);
+            root.collect(Some(topic), &self.hasher, found);
         }
         Stamp { shard: shard_number, exact, wild: self.wild_version.load(Ordering::Acquire) }
     }
@@ -180,70 +193,154 @@ fn split(text: &str) -> (&str, Option<&str>) {
     }
 }
 
+/// What of a wildcard filter leads to its node, and whether it goes on with `#` from there.
+fn path(filter: &str) -> (Option<&str>, bool) {
+    match filter.strip_suffix('#') {
+        Some(path) => (path.strip_suffix('/'), true),
+        None => (Some(filter), false),
+    }
+}
+
+/// What is left of `text` behind its first `len` bytes, which are whole levels.
+fn behind(text: &str, len: usize) -> Option<&str> {
+    text.get(len + 1..)
+}
+
+/// Bytes of the levels with which both begin.
+fn common(one: &str, other: &str) -> usize {
+    let same = one.split('/').zip(other.split('/')).take_while(|(one, other)| one == other);
+    same.map(|(level, _)| level.len() + 1).sum::<usize>().saturating_sub(1)
+}
+
 impl Node {
-    /// Where the subscriptions of `filter` lie; makes the nodes on the way. The depth is bounded
-    /// by the limit on topic levels.
-    fn slot(&mut self, filter: &str) -> &mut Subscriptions {
-        let (level, rest) = split(filter);
-        if level == "#" {
-            return &mut self.below;
-        }
-        let node = if level == "+" {
-            &mut **self.any.get_or_insert_default()
+    /// The node to which `path` leads; makes it and the way. The depth is bounded by the limit on
+    /// topic levels.
+    fn at(&mut self, path: Option<&str>, hasher: &DefaultHashBuilder) -> &mut Self {
+        let Some(path) = path else { return self };
+        let first = split(path).0;
+        let new = || Edge { levels: path.into(), node: Self::default() };
+        let edge = if first == "+" {
+            &mut **self.any.get_or_insert_with(|| Box::new(new()))
         } else {
-            self.children.entry(level.into()).or_default()
+            let hash = |edge: &Edge| hasher.hash_one(edge.first());
+            let is_it = |edge: &Edge| edge.first() == first;
+            self.edges.entry(hasher.hash_one(first), is_it, hash).or_insert_with(new).into_mut()
         };
-        match rest {
-            Some(rest) => node.slot(rest),
-            None => &mut node.here,
-        }
+        let len = common(&edge.levels, path);
+        edge.part_at(len, hasher);
+        edge.node.at(behind(path, len), hasher)
     }
 
-    fn remove(&mut self, filter: &str, subscription: &Arc<Subscription>) -> bool {
-        let (level, rest) = split(filter);
-        if level == "#" {
-            return take_out(&mut self.below, subscription);
-        }
-        let Some(node) =
-            (if level == "+" { self.any.as_deref_mut() } else { self.children.get_mut(level) })
-        else {
+    fn edge(&self, first: &str, hasher: &DefaultHashBuilder) -> Option<&Edge> {
+        self.edges.find(hasher.hash_one(first), |edge| edge.first() == first)
+    }
+
+    fn remove(
+        &mut self,
+        (path, below): (Option<&str>, bool),
+        subscription: &Arc<Subscription>,
+        hasher: &DefaultHashBuilder,
+    ) -> bool {
+        let Some(path) = path else {
+            return take_out(if below { &mut self.below } else { &mut self.here }, subscription);
+        };
+        let first = split(path).0;
+        let hash = hasher.hash_one(first);
+        let edge = if first == "+" {
+            self.any.as_deref_mut()
+        } else {
+            self.edges.find_mut(hash, |edge| edge.first() == first)
+        };
+        let Some(edge) = edge else { return false };
+        let len = edge.levels.len();
+        if common(&edge.levels, path) < len {
             return false;
-        };
-        let removed = match rest {
-            Some(rest) => node.remove(rest, subscription),
-            None => take_out(&mut node.here, subscription),
-        };
-        if node.is_empty() {
-            if level == "+" {
-                self.any = None;
-            } else {
-                self.children.remove(level);
-            }
+        }
+        let removed = edge.node.remove((behind(path, len), below), subscription, hasher);
+        if !edge.node.is_empty() {
+            edge.join();
+        } else if first == "+" {
+            self.any = None;
+        } else if let Ok(empty) = self.edges.find_entry(hash, |edge| edge.first() == first) {
+            empty.remove();
         }
         removed
     }
 
     fn is_empty(&self) -> bool {
-        self.children.is_empty()
-            && self.any.is_none()
-            && self.here.is_empty()
-            && self.below.is_empty()
+        self.edges.is_empty() && self.any.is_none() && !self.is_end()
+    }
+
+    /// Whether a filter ends here.
+    fn is_end(&self) -> bool {
+        !self.here.is_empty() || !self.below.is_empty()
     }
 
     /// `topic` is what is left of it, `None` when it ended at this node.
-    fn collect(&self, topic: Option<&str>, found: &mut Vec<Arc<Subscription>>) {
+    fn collect(
+        &self,
+        topic: Option<&str>,
+        hasher: &DefaultHashBuilder,
+        found: &mut Vec<Arc<Subscription>>,
+    ) {
         found.extend(self.below.iter().cloned()); // '#' includes the parent level
         let Some(topic) = topic else {
             found.extend(self.here.iter().cloned());
             return;
         };
-        let (level, rest) = split(topic);
-        if let Some(node) = self.children.get(level) {
-            node.collect(rest, found);
+        for edge in self.edge(split(topic).0, hasher).into_iter().chain(self.any.as_deref()) {
+            edge.collect(topic, hasher, found);
         }
-        if let Some(node) = &self.any {
-            node.collect(rest, found);
+    }
+}
+
+impl Edge {
+    fn first(&self) -> &str {
+        split(&self.levels).0
+    }
+
+    /// Makes a node behind the first `len` bytes, if there is none.
+    fn part_at(&mut self, len: usize, hasher: &DefaultHashBuilder) {
+        let Some(rest) = behind(&self.levels, len) else { return };
+        let rest = Self { levels: rest.into(), node: std::mem::take(&mut self.node) };
+        if rest.first() == "+" {
+            self.node.any = Some(Box::new(rest));
+        } else {
+            let hash = hasher.hash_one(rest.first());
+            self.node.edges.insert_unique(hash, rest, |edge| hasher.hash_one(edge.first()));
         }
+        self.levels = self.levels[..len].into();
+    }
+
+    /// Undoes that if nothing ends or parts at the node any more.
+    fn join(&mut self) {
+        let ways = self.node.edges.len() + usize::from(self.node.any.is_some());
+        if self.node.is_end() || ways != 1 {
+            return;
+        }
+        let only = self.node.edges.drain().next();
+        if let Some(next) = only.or_else(|| self.node.any.take().map(|edge| *edge)) {
+            self.levels = format!("{}/{}", self.levels, next.levels).into();
+            self.node = next.node;
+        }
+    }
+
+    fn collect(
+        &self,
+        topic: &str,
+        hasher: &DefaultHashBuilder,
+        found: &mut Vec<Arc<Subscription>>,
+    ) {
+        let mut rest = Some(topic);
+        for wanted in self.levels.split('/') {
+            let Some(topic) = rest else { return };
+            let (level, behind) = split(topic);
+            if wanted != level && wanted != "+" {
+                return;
+            }
+            rest = behind;
+        }
+        self.node.collect(rest, hasher, found);
     }
 }
 
@@ -314,6 +411,65 @@ mod tests {
         subscriptions.iter().for_each(|s| index.remove(s));
         assert_eq!(index.len(), 0);
         assert!(read(&index.wild).is_empty(), "no node is left behind");
+    }
+
+    #[test]
+    fn the_index_agrees_with_plain_matching_while_filters_come_and_go() {
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut random = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as usize % below
+        };
+        let index = Index::new();
+        let mut present: Vec<Arc<Subscription>> = Vec::new();
+        for round in 0..20_000 {
+            let mut levels: Vec<_> =
+                (0..=random(5)).map(|_| ["a", "b", "", "+", "$c"][random(5)]).collect();
+            if random(3) == 0 {
+                levels.push("#");
+            }
+            let grows = round / 500 % 2 == 0;
+            if random(3) > usize::from(!grows) || present.is_empty() {
+                let new = subscription(&levels.join("/"));
+                if TopicFilter::new(new.filter()).is_ok() {
+                    index.add(&new);
+                    present.push(new);
+                }
+            } else {
+                index.remove(&present.swap_remove(random(present.len())));
+            }
+            let topic = levels.join("/").replace(['+', '#'], "a");
+            let Ok(name) = TopicName::new(&topic) else { continue };
+            let matching = present.iter().map(|s| s.filter());
+            let mut expected: Vec<&str> = matching
+                .filter(|filter| matches(TopicFilter::new(filter).expect("checked"), name))
+                .collect();
+            expected.sort_unstable();
+            assert_eq!(found(&index, &topic), expected, "topic {topic:?}");
+        }
+        present.iter().for_each(|s| index.remove(s));
+        assert!(read(&index.wild).is_empty(), "no node is left behind");
+    }
+
+    fn nodes(node: &Node) -> usize {
+        let edges = node.edges.iter().chain(node.any.as_deref());
+        1 + edges.map(|edge| nodes(&edge.node)).sum::<usize>()
+    }
+
+    /// 8 MB of filters with 200 levels each made the broker keep 2 GB.
+    #[test]
+    fn levels_alone_take_no_memory() {
+        let index = Index::new();
+        let deep = "/x".repeat(190);
+        let filters: Vec<_> = (0..100)
+            .flat_map(|n| ["a", "b"].map(|end| subscription(&format!("{n}{deep}/+/{end}"))))
+            .collect();
+        filters.iter().for_each(|s| index.add(s));
+        assert!(nodes(&read(&index.wild)) <= 2 * filters.len(), "{}", nodes(&read(&index.wild)));
+        filters.iter().filter(|s| s.filter().ends_with('b')).for_each(|s| index.remove(s));
+        assert_eq!(nodes(&read(&index.wild)), 1 + filters.len() / 2, "they are joined again");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use hashbrown::HashMap;
@@ -9,6 +10,7 @@ use hashbrown::HashMap;
 use super::connect::Admission;
 use super::durable::Durable;
 use super::journal::Position;
+use super::kept::Kept;
 use super::link::disconnect_packet;
 use super::mailbox::{Attachment, LinkState};
 use super::outlet::Order;
@@ -239,7 +241,7 @@ impl Broker {
         state.spill();
         let mut woken = Vec::new();
         session.update_flow(&mut state, self.config(), &mut woken);
-        let orphans = take_orphans(session, &mut state);
+        let orphans = self.orphans(session, &mut state);
         drop(state);
         give_away(session, orphans, self, turn);
         if let Some(will) = due {
@@ -337,7 +339,7 @@ impl Broker {
             for subscription in &subscriptions {
                 subscription.set_status(Status::Removed);
             }
-            let orphans = take_orphans(session, &mut state);
+            let orphans = self.orphans(session, &mut state);
             let queue = std::mem::take(&mut state.queue);
             let outbound = std::mem::replace(&mut state.outbound, Outbound::new(0));
             (displaced, will, subscriptions, orphans, (state.durable.take(), queue, outbound))
@@ -364,6 +366,13 @@ impl Broker {
             self.settle(displaced, turn);
         }
         true
+    }
+
+    /// What of a session's messages others of its groups should get. When everything ends with this
+    /// process there is nobody to hand it to.
+    fn orphans(&self, session: &Arc<Session>, state: &mut State) -> Vec<Kept> {
+        let is_over = self.stopping.load(Ordering::Acquire) && self.journal().is_none();
+        if is_over { Vec::new() } else { take_orphans(session, state) }
     }
 
     /// Publishes the wills of all connected clients, because their connections are about to be

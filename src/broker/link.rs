@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 
 use super::connect::Asking;
 use super::outlet::{Order, SharedOutlet};
-use super::publish::{PLAIN_PUBLISH, RouteCache, WORK_PER_TURN};
+use super::publish::{PLAIN_PUBLISH, RouteCache};
 use super::session::{Flow, Session};
 use super::state::State;
 use super::turn::Turn;
@@ -197,7 +197,7 @@ impl Link {
                     let broker = &self.broker;
                     let max = broker.config().max_packet_size;
                     let Some(frame) = Frame::parse(&bytes[*at..], max)? else { return Ok(false) };
-                    if turn.work >= WORK_PER_TURN {
+                    if turn.is_over() {
                         return Ok(true);
                     }
                     if frame.first == PLAIN_PUBLISH
@@ -208,6 +208,7 @@ impl Link {
                     }
                     *at += frame.len;
                     turn.tally.packets_received += 1;
+                    turn.add_steps(1);
                     open.on_packet(broker, frame.decode(open.version, Role::Client)?, turn)?;
                 }
             }
@@ -299,6 +300,12 @@ impl Link {
     /// The peer is gone: its socket was closed or failed.
     pub fn on_lost(&mut self, turn: &mut Turn) -> Goodbye {
         self.end(&Cause::silent("the connection was lost"), turn)
+    }
+
+    /// There is no memory left for what the peer has begun to send.
+    pub(crate) fn on_overload(&mut self, turn: &mut Turn) -> Goodbye {
+        let what = "the broker's memory is used up";
+        self.end(&Cause::violation(ReasonCode::QuotaExceeded, what), turn)
     }
 
     /// An order came from outside (see [`Order`]); `None` when there is none.

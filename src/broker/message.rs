@@ -8,12 +8,15 @@ use std::sync::{Arc, OnceLock};
 
 use super::Millis;
 use super::kept::Place;
+use super::memory;
 use crate::mqtt::{PacketId, QoS, Version, put_remaining_length, remaining_length_size};
 use crate::session::Assigned;
 
 const SUBSCRIPTION_IDENTIFIER: u8 = 0x0B;
 const MESSAGE_EXPIRY: u8 = 0x02;
 const TOPIC_ALIAS: u8 = 0x23;
+/// What a kept message costs besides its bytes, about.
+const OVERHEAD: usize = 128;
 
 /// A message on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +129,7 @@ impl PublishRef<'_> {
 }
 
 /// A message that is kept: queued, in flight, retained or a will.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Message {
     /// Topic, then properties, then payload: one allocation for all.
     bytes: Box<[u8]>,
@@ -186,8 +189,15 @@ impl Message {
     }
 }
 
+impl Drop for Message {
+    fn drop(&mut self) {
+        memory::give_back(OVERHEAD + self.bytes.len());
+    }
+}
+
 impl From<&PublishRef<'_>> for Message {
     fn from(publish: &PublishRef<'_>) -> Self {
+        memory::take(OVERHEAD + publish.size());
         let mut bytes = Vec::with_capacity(publish.size());
         bytes.extend_from_slice(publish.topic.as_bytes());
         bytes.extend_from_slice(publish.properties);

@@ -30,6 +30,7 @@ mod kept;
 mod lifecycle;
 mod link;
 mod mailbox;
+pub(crate) mod memory;
 mod message;
 mod outlet;
 mod providers;
@@ -37,6 +38,7 @@ mod publish;
 mod queue;
 mod record;
 mod records;
+mod replays;
 mod restore;
 mod retained;
 mod route;
@@ -93,6 +95,8 @@ pub const TICK_MS: u64 = 100;
 const SWEEP_TICKS: u64 = 5;
 /// Expired retained messages every so many.
 const RETAINED_TICKS: u64 = 10;
+/// How often the log says that memory runs short, in milliseconds.
+const MEMORY_TOLD_MS: Millis = 60_000;
 /// What nobody needs any more is forgotten every so many.
 const PURGE_TICKS: u64 = 600;
 
@@ -140,6 +144,8 @@ pub struct Broker {
     next_number: AtomicU64,
     ticks: AtomicU64,
     last_tick: AtomicU64,
+    /// When the log last said that memory runs short.
+    memory_told_at: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -179,6 +185,7 @@ impl Broker {
             next_number: AtomicU64::new(1),
             ticks: AtomicU64::new(0),
             last_tick: AtomicU64::new(0),
+            memory_told_at: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         }
     }
@@ -233,7 +240,24 @@ impl Broker {
         if tick.is_multiple_of(PURGE_TICKS) {
             self.purge(turn);
         }
+        self.tell_memory(turn.now);
         self.publish_sys(turn);
+    }
+
+    /// Says in the log that memory has run short: when it begins, and then once a minute.
+    fn tell_memory(&self, now: Millis) {
+        let limit = self.config.max_memory;
+        let told_at = self.memory_told_at.load(Ordering::Relaxed);
+        if memory::is_tight(limit) && now >= told_at + MEMORY_TOLD_MS {
+            self.memory_told_at.store(now, Ordering::Relaxed);
+            let dropped = self.stats.dropped(DropReason::MemoryLimit);
+            tracing::warn!(
+                kept = memory::kept(),
+                limit,
+                dropped,
+                "memory runs short: who has much gets no more"
+            );
+        }
     }
 
     /// The time of the last tick.

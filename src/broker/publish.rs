@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 use super::Broker;
 use super::journal::RecordId;
 use super::link::{Cause, Open};
+use super::memory;
 use super::message::{LazyMessage, PublishRef};
 use super::record::{Along, ReceivedId};
 use super::retained::{Retained, is_own};
@@ -22,22 +23,22 @@ use super::session::Terms;
 use super::shared::Orphan;
 use super::state::State;
 use super::stats::DropReason;
-use super::turn::Turn;
+use super::turn::{Turn, WORK_PER_TURN};
 use crate::mqtt::{
     Ack, EncodeError, Frame, MAX_PACKET_SIZE, Packet, PacketId, PacketType, Properties, Publish,
     QoS, ReasonCode, TopicName, encode_ack, remaining_length_size,
 };
 use crate::session::{AliasError, Received};
 
-/// Bytes copied to receivers after which a turn ends, so that one publisher with many receivers
-/// starves nobody and fills no memory.
-pub(crate) const WORK_PER_TURN: usize = 8 * 1024 * 1024;
 /// The most that another wire format adds to a plain frame: an empty property list, and a byte of
 /// remaining length for it.
 const CONVERSION: usize = 2;
 /// A run of so many bytes is written to an idle receiver from where it was read: copying it to the
 /// outbox first would cost as much as the kernel's own copy.
 const WRITE_THROUGH: usize = 16 * 1024;
+/// Messages of a run, times receivers: some receivers need each of them framed anew, and members of
+/// groups have to be looked for.
+const DELIVERIES_PER_RUN: usize = 256 * 1024;
 /// Topics whose routes one connection keeps.
 const CACHED_ROUTES: usize = 4096;
 /// The first byte of a PUBLISH at QoS 0 without DUP and RETAIN.
@@ -127,7 +128,18 @@ impl Broker {
         turn: &mut Turn,
     ) -> Outcome {
         let mut message = LazyMessage::new(publish);
-        let retains = publish.retain && self.config().retain_available;
+        let mut retains = publish.retain && self.config().retain_available;
+        if retains
+            && publish.payload.len() > memory::LITTLE
+            && memory::is_full(self.config().max_memory)
+        {
+            // Not even in place of another, which may be small.
+            turn.tally.dropped(DropReason::MemoryLimit, 1);
+            if origin.is_told {
+                return Outcome::Refused;
+            }
+            retains = false;
+        }
         let on_disk = retains && !is_own(publish.topic);
         let mut along = Along {
             // Clearing makes room.
@@ -143,11 +155,15 @@ impl Broker {
             return self.deliver_to_all(&mut message, route, &along, turn);
         }
         let owned = message.get();
-        let limit = self.config().max_retained_messages;
+        let (limit, reason) = match self.config() {
+            // What is replaced, or the broker's own, is kept all the same.
+            config if memory::is_tight(config.max_memory) => (0, DropReason::MemoryLimit),
+            config => (config.max_retained_messages, DropReason::RetainedLimit),
+        };
         let mut result = Outcome::Nobody;
         self.topics().retain(&owned, limit, &mut |outcome, replaced| {
             if outcome == Retained::Refused {
-                turn.tally.dropped(DropReason::RetainedLimit, 1);
+                turn.tally.dropped(reason, 1);
             }
             if outcome == Retained::Refused && origin.is_told {
                 result = Outcome::Refused;
@@ -208,6 +224,7 @@ impl Broker {
             return;
         }
         turn.work += message.publish.size();
+        turn.add_steps(1);
         let terms = Terms { record, ..target.terms(&message.publish) };
         target.session.deliver_locked(state, self, message, &terms, turn);
     }
@@ -247,16 +264,17 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// The run at the start of `bytes`, whose first frame is `first`, up to `max` bytes.
+    /// The run at the start of `bytes`, whose first frame is `first`, up to `max` bytes and
+    /// `max_count` frames.
     fn scan(
         bytes: &'a [u8],
         first: &Frame<'a>,
         head: &'a [u8],
-        max: usize,
+        (max, max_count): (usize, u64),
         max_packet_size: u32,
     ) -> (usize, u64, usize) {
         let (mut end, mut count, mut largest) = (first.len, 1, first.len);
-        while end < max && bytes.get(end) == Some(&PLAIN_PUBLISH) {
+        while end < max && count < max_count && bytes.get(end) == Some(&PLAIN_PUBLISH) {
             // What is malformed or too large is met again as the first frame of the next round.
             let Ok(Some(frame)) = Frame::parse(&bytes[end..], max_packet_size) else { break };
             if !frame.body.starts_with(head) {
@@ -314,7 +332,7 @@ impl<'a> Run<'a> {
 }
 
 impl Open {
-    fn route(&mut self, broker: &Broker, topic: &str) -> Arc<CachedRoute> {
+    fn route(&mut self, broker: &Broker, topic: &str, turn: &mut Turn) -> Arc<CachedRoute> {
         let routes = self.routes.get_or_insert_default();
         if let Some(known) = routes.get(broker, topic) {
             return known;
@@ -323,6 +341,7 @@ impl Open {
         let allowed = !is_own(topic)
             && broker.authorizer().may_publish(self.session.client_id(), username, topic);
         let route = Route::resolve(broker.topics(), topic, self.session.number());
+        turn.add_steps(route.matched);
         let route = Arc::new(CachedRoute { route, allowed });
         routes.put(topic, &route);
         route
@@ -351,15 +370,18 @@ impl Open {
         if !cached {
             TopicName::new(topic).ok()?;
         }
-        let route = self.route(broker, topic);
+        let route = self.route(broker, topic, turn);
         let receivers = (route.route.targets.len() + route.route.groups.len()).max(1);
-        let (end, count, largest) =
-            Run::scan(bytes, first, head, WORK_PER_TURN / receivers, max_packet_size);
+        let members: usize = route.route.groups.iter().map(|group| group.cost()).sum();
+        let limits =
+            (WORK_PER_TURN / receivers, (DELIVERIES_PER_RUN / (receivers + members)) as u64);
+        let (end, count, largest) = Run::scan(bytes, first, head, limits, max_packet_size);
         let run = Run { bytes: &bytes[..end], count, largest, head, topic, is_v5 };
         turn.tally.received += count;
         turn.tally.packets_received += count;
         turn.tally.publish_bytes_received += run.payload_bytes();
         turn.work += end * receivers;
+        turn.add_steps(receivers);
         if route.allowed {
             self.deliver_run(broker, &run, &route.route, turn);
         } else {
@@ -470,7 +492,7 @@ impl Open {
                 }
             }
         }
-        let route = self.route(broker, topic);
+        let route = self.route(broker, topic, turn);
         let reason = if route.allowed {
             let lifetime = publish.properties.message_expiry_secs;
             let properties = forwardable(&publish.properties).map_err(|_| {

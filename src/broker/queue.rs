@@ -9,9 +9,12 @@ use std::collections::VecDeque;
 
 use super::Millis;
 use super::kept::Kept;
+use super::memory;
 
 /// Messages in one block at most.
 const BLOCK: usize = 256;
+/// What a place in a queue costs.
+const PLACE: usize = size_of::<Kept>();
 /// An empty queue keeps room for so many messages at most.
 const SPARE: usize = 64;
 
@@ -22,6 +25,8 @@ pub(crate) struct Queue {
     blocks: VecDeque<Block>,
     len: usize,
     bytes: usize,
+    /// Messages that came through a share group.
+    shared: usize,
 }
 
 struct Block {
@@ -58,6 +63,12 @@ impl Block {
     }
 }
 
+impl Drop for Queue {
+    fn drop(&mut self) {
+        memory::give_back(PLACE * self.len);
+    }
+}
+
 impl Queue {
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
@@ -73,6 +84,12 @@ impl Queue {
         self.bytes
     }
 
+    /// Whether one of them came through a share group. Whoever looks for those when a connection ends
+    /// must not look at a hundred thousand others for nothing.
+    pub(crate) fn has_shared(&self) -> bool {
+        self.shared > 0
+    }
+
     pub(crate) fn front(&self) -> Option<&Kept> {
         self.blocks.front()?.kept.front()
     }
@@ -83,8 +100,10 @@ impl Queue {
             self.blocks.push_back(Block::new(if self.is_empty() { 0 } else { BLOCK }));
         }
         if let Some(block) = self.blocks.back_mut() {
+            memory::take(PLACE);
             self.len += 1;
             self.bytes += kept.size();
+            self.shared += usize::from(kept.share().is_some());
             block.earliest_end = block.earliest_end.min(kept.expires_at());
             block.kept.push_back(kept);
         }
@@ -95,8 +114,10 @@ impl Queue {
             self.blocks.push_front(Block::new(0));
         }
         if let Some(block) = self.blocks.front_mut() {
+            memory::take(PLACE);
             self.len += 1;
             self.bytes += kept.size();
+            self.shared += usize::from(kept.share().is_some());
             block.earliest_end = block.earliest_end.min(kept.expires_at());
             block.kept.push_front(kept);
         }
@@ -111,8 +132,10 @@ impl Queue {
                 self.blocks.pop_front();
             }
         }
+        memory::give_back(PLACE);
         self.len -= 1;
         self.bytes -= kept.size();
+        self.shared -= usize::from(kept.share().is_some());
         Some(kept)
     }
 
@@ -147,18 +170,20 @@ impl Queue {
 
     /// Removes messages whose lifetime is over and shows them to `over`.
     pub(crate) fn drop_expired(&mut self, now: Millis, mut over: impl FnMut(&Kept)) {
-        let (len, bytes) = (&mut self.len, &mut self.bytes);
+        let (len, bytes, shared) = (&mut self.len, &mut self.bytes, &mut self.shared);
         let mut over = |kept: &Kept| {
+            memory::give_back(PLACE);
             *len -= 1;
             *bytes -= kept.size();
+            *shared -= usize::from(kept.share().is_some());
             over(kept);
         };
         self.blocks.iter_mut().for_each(|block| block.drop_expired(now, &mut over));
         self.blocks.retain(|block| !block.kept.is_empty());
     }
 
-    pub(crate) fn into_messages(self) -> impl Iterator<Item = Kept> {
-        self.blocks.into_iter().flat_map(|block| block.kept)
+    pub(crate) fn into_messages(mut self) -> impl Iterator<Item = Kept> {
+        std::mem::take(&mut self.blocks).into_iter().flat_map(|block| block.kept)
     }
 
     /// Gives memory back if nothing waits.
@@ -172,11 +197,14 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::broker::message::{LazyMessage, PublishRef};
     use crate::broker::session::Terms;
+    use crate::broker::shared::ShareGroup;
     use crate::mqtt::QoS;
 
     /// A message that can be told from others by the length of its payload.
@@ -191,11 +219,12 @@ mod tests {
             expires_at,
             publisher: 0,
         };
+        let group = Arc::new(ShareGroup::new("$share/g/t"));
         let terms = Terms {
             qos: QoS::AtLeastOnce,
             retain: false,
             subscription_ids: &[],
-            share: None,
+            share: number.is_multiple_of(7).then_some(&group),
             record: None,
         };
         Kept::new(&mut LazyMessage::new(publish), &terms)
@@ -249,6 +278,7 @@ mod tests {
                 queue.shrink_if_empty();
                 prop_assert_eq!(queue.len(), model.len());
                 prop_assert_eq!(queue.front().map(number), model.front().map(|(number, _)| *number));
+                prop_assert_eq!(queue.has_shared(), queue.iter().any(|kept| kept.share().is_some()));
                 prop_assert_eq!(queue.bytes(), queue.iter().map(Kept::size).sum::<usize>());
             }
             let expected: Vec<_> = model.iter().map(|(number, _)| *number).collect();

@@ -121,7 +121,7 @@ impl Broker {
         let mut recorded = Recorded::default();
         let mut count = 0;
         if publish.qos > QoS::AtMostOnce {
-            let picked = |group: &Arc<ShareGroup>| group.pick(self.config(), publish.qos);
+            let mut picked = |group: &Arc<ShareGroup>| group.pick(self.config(), publish.qos, turn);
             recorded.members = route.groups.iter().map(|g| picked(g).map(|m| (m, None))).collect();
             let members = recorded.members.iter().flatten().map(|(m, _)| (m.session(), m.qos));
             let targets = route.targets.iter().map(|target| (&target.session, target.qos));

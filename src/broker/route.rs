@@ -18,6 +18,8 @@ pub(crate) struct Route {
     pub(crate) stamp: Stamp,
     pub(crate) targets: Vec<Target>,
     pub(crate) groups: Vec<Arc<ShareGroup>>,
+    /// Subscriptions that the index found.
+    pub(crate) matched: usize,
 }
 
 /// One session, with all of its subscriptions that match: a message reaches it once, at the
@@ -77,7 +79,8 @@ impl Route {
         let mut found = Vec::new();
         let stamp = topics.matches(topic, &mut found);
         found.sort_by_key(|subscription| subscription.session().number());
-        let mut route = Self { stamp, targets: Vec::new(), groups: Vec::new() };
+        let mut route =
+            Self { stamp, targets: Vec::new(), groups: Vec::new(), matched: found.len() };
         for subscription in found {
             if let Some(group) = &subscription.group {
                 if !route.groups.iter().any(|known| Arc::ptr_eq(known, group)) {

@@ -28,6 +28,9 @@ const OWN_FACTOR: usize = 4;
 /// Writes that one thread does for one session before it leaves the rest to the session's task.
 const WRITES_PER_DRAIN: usize = 16;
 
+/// The most of a client identifier that the log shows.
+const LOGGED_CHARS: usize = 64;
+
 /// What a publisher should know of a receiver before it reads on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -422,11 +425,14 @@ impl Session {
                     link.slow = true;
                     woken.append(&mut link.waiters);
                     self.set_flow(Flow::Slow);
-                    stats.add_slow_consumer();
-                    tracing::info!(
-                        client = &*self.client_id,
-                        "slow consumer: publishers no longer wait for it"
-                    );
+                    if stats.add_slow_consumer(now) {
+                        let client: String = self.client_id.chars().take(LOGGED_CHARS).collect();
+                        tracing::info!(
+                            client,
+                            total = stats.snapshot().slow_consumers,
+                            "slow consumer: publishers no longer wait for it"
+                        );
+                    }
                     false
                 }
             }

@@ -42,6 +42,12 @@ enum Pass {
     Offline,
 }
 
+/// Members that can be passed over, because they are not connected, in one step of a turn.
+const MEMBERS_PER_STEP: usize = 4;
+/// Connected members that are asked whether they can take a message at once. When so many in a row
+/// cannot, looking at thousands more costs more than it brings.
+const ASKED: usize = 128;
+
 /// All passes, in their order.
 const PASSES: [Pass; 3] = [Pass::Ready, Pass::Online, Pass::Offline];
 
@@ -93,6 +99,11 @@ impl ShareGroup {
         self.lock().retain(|member| !Arc::ptr_eq(member, subscription));
     }
 
+    /// The most steps that finding a member may take.
+    pub(crate) fn cost(&self) -> usize {
+        self.lock().len() / MEMBERS_PER_STEP
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
@@ -108,12 +119,16 @@ impl ShareGroup {
     }
 
     /// The member that a message at this quality of service should go to.
-    pub(crate) fn pick(&self, config: &Config, qos: QoS) -> Option<Arc<Subscription>> {
+    pub(crate) fn pick(
+        &self,
+        config: &Config,
+        qos: QoS,
+        turn: &mut Turn,
+    ) -> Option<Arc<Subscription>> {
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         for pass in PASSES {
-            let mut at = 0;
-            while let Some(member) = self.member(start, at) {
-                at += 1;
+            let (mut at, mut asked) = (0, 0);
+            while let Some(member) = self.next_member(pass, start, (&mut at, &mut asked), turn) {
                 let state = member.session().lock();
                 let is_kept = pass != Pass::Offline || qos.min(member.qos) > QoS::AtMostOnce;
                 if is_kept && pass.fits(&state, config, qos) && member.stands(&state) {
@@ -160,10 +175,10 @@ impl ShareGroup {
         let except = orphan.left_by;
         // What a member left behind waits for it rather than for another that is not there.
         let waits = except.is_some_and(|session| !session.lock().ended);
+        let waits = waits || message.publish.qos == QoS::AtMostOnce; // nobody keeps those
         for &pass in &PASSES[..if waits { 2 } else { 3 }] {
-            let mut at = 0;
-            while let Some(member) = self.member(start, at) {
-                at += 1;
+            let (mut at, mut asked) = (0, 0);
+            while let Some(member) = self.next_member(pass, start, (&mut at, &mut asked), turn) {
                 if except.is_some_and(|session| Arc::ptr_eq(session, member.session())) {
                     continue;
                 }
@@ -177,10 +192,33 @@ impl ShareGroup {
         false
     }
 
-    fn member(&self, start: usize, at: usize) -> Option<Arc<Subscription>> {
+    /// The next member, from the one at `start` on, that may fit the pass. `at` counts those that
+    /// were looked at, `asked` those that were given back; a group may have thousands that are not
+    /// there.
+    fn next_member(
+        &self,
+        pass: Pass,
+        start: usize,
+        (at, asked): (&mut usize, &mut usize),
+        turn: &mut Turn,
+    ) -> Option<Arc<Subscription>> {
         // The lock is not held while a mailbox is locked.
         let members = self.lock();
-        (at < members.len()).then(|| Arc::clone(&members[(start + at) % members.len()]))
+        let from = *at;
+        let mut found = None;
+        while *at < members.len() && found.is_none() {
+            if pass == Pass::Ready && *asked >= ASKED {
+                break;
+            }
+            let member = &members[(start + *at) % members.len()];
+            *at += 1;
+            if pass == Pass::Offline || member.session().flow() != Flow::Offline {
+                *asked += 1;
+                found = Some(Arc::clone(member));
+            }
+        }
+        turn.add_steps((*at - from).div_ceil(MEMBERS_PER_STEP));
+        found
     }
 
     fn try_member(
@@ -229,7 +267,9 @@ pub(crate) fn take_orphans(session: &Arc<Session>, state: &mut State) -> Vec<Kep
     let unacknowledged =
         state.outbound.take_unacknowledged(|kept| kept.as_ref().is_some_and(&mut wanted));
     let mut orphans: Vec<Kept> = unacknowledged.into_iter().flatten().collect();
-    orphans.extend(state.queue.extract(&mut wanted));
+    if state.queue.has_shared() {
+        orphans.extend(state.queue.extract(&mut wanted));
+    }
     orphans
 }
 

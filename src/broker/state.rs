@@ -1,7 +1,6 @@
 //! What a session's lock guards: messages in flight, the queue behind them, and what follows when a
 //! message comes, an acknowledgement makes room, or a connection takes the session.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -12,11 +11,12 @@ use super::durable::{self, Durable, Standing};
 use super::journal::{Batch, Haste, Position, RecordId};
 use super::kept::{Kept, Place};
 use super::mailbox::{Attachment, HARD_FACTOR, Lane, LinkState, Taken};
+use super::memory;
 use super::message::{Framing, LazyMessage, Message};
 use super::outlet::Order;
 use super::queue::Queue;
 use super::records::Step;
-use super::retained::Replay;
+use super::replays::Replays;
 use super::session::{Delivered, Terms};
 use super::stats::{DropReason, Tally};
 use super::subscription::Subscription;
@@ -42,7 +42,7 @@ pub(crate) struct State {
     pub(crate) queue: Queue,
     pub(crate) inbound: Inbound,
     pub(crate) subscriptions: HashTable<Arc<Subscription>>,
-    pub(crate) replays: VecDeque<Replay>,
+    pub(crate) replays: Replays,
     /// A thread is at work on `replays`.
     pub(crate) replaying: bool,
     /// Seconds that the session outlives its connection; `u32::MAX` is for ever.
@@ -73,7 +73,7 @@ impl State {
             queue: Queue::default(),
             inbound: Inbound::default(),
             subscriptions: HashTable::new(),
-            replays: VecDeque::new(),
+            replays: Replays::default(),
             replaying: false,
             expiry_secs: 0,
             will: None,
@@ -190,7 +190,8 @@ impl State {
         }
         let may_be_sent = self.queue.is_empty()
             && self.outbound.can_send()
-            && link.backlog() < config.outbox_bytes;
+            && link.backlog() < config.outbox_bytes
+            && has_room_in_flight(&self.outbound, message.publish.size(), config);
         if may_be_sent {
             return self.send(message, terms, how);
         }
@@ -256,6 +257,9 @@ impl State {
                 }
                 QueuePolicy::DropNewest => return Delivered::Dropped(DropReason::QueueFull),
             }
+        }
+        if !memory::has_room(config.max_memory, self.queue.bytes() < memory::LITTLE) {
+            return Delivered::Dropped(DropReason::MemoryLimit);
         }
         self.queue.push_back(kept);
         Delivered::Queued
@@ -392,6 +396,9 @@ impl State {
         let Some(link) = &mut self.link else { return };
         while link.backlog() < config.outbox_bytes && self.outbound.can_send() {
             let Some(kept) = self.queue.front() else { break };
+            if !has_room_in_flight(&self.outbound, kept.size(), config) {
+                break;
+            }
             let is_expired = kept.is_expired(now);
             if kept.stored_at().is_some() && !is_expired {
                 self.wants_load = true;
@@ -489,6 +496,16 @@ impl State {
         link.put_back(taken, written);
         true
     }
+}
+
+/// Whether a message of this size may be in flight besides the others. They are bounded by number;
+/// only where large ones could make that much is it worth adding them up.
+fn has_room_in_flight(outbound: &Outbound<Option<Kept>>, size: usize, config: &Config) -> bool {
+    if size <= config.max_queued_bytes / usize::from(config.max_inflight.max(1)) {
+        return true;
+    }
+    let in_flight: usize = outbound.messages().flatten().map(Kept::size).sum();
+    in_flight == 0 || in_flight + size <= config.max_queued_bytes
 }
 
 /// Steps of deliveries, to be appended to the journal together.

@@ -3,6 +3,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::Millis;
+
+/// How often the log names a slow consumer at most.
+const TOLD_EVERY_MS: Millis = 1000;
+
 /// Why a message did not reach a receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
@@ -25,11 +30,13 @@ pub enum DropReason {
     RetainedLimit,
     /// It could not be read from disk.
     Unreadable,
+    /// What the broker may keep in memory was reached.
+    MemoryLimit,
 }
 
 impl DropReason {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Offline,
         Self::SlowConsumer,
         Self::QueueFull,
@@ -39,6 +46,7 @@ impl DropReason {
         Self::NotAuthorized,
         Self::RetainedLimit,
         Self::Unreadable,
+        Self::MemoryLimit,
     ];
 
     /// Its name in `$SYS/broker/publish/messages/dropped/NAME`.
@@ -53,6 +61,7 @@ impl DropReason {
             Self::NotAuthorized => "not-authorized",
             Self::RetainedLimit => "retained-limit",
             Self::Unreadable => "unreadable",
+            Self::MemoryLimit => "memory-limit",
         }
     }
 }
@@ -99,6 +108,7 @@ pub struct Stats {
     clients_maximum: AtomicU64,
     clients_expired: AtomicU64,
     slow_consumers: AtomicU64,
+    slow_told_at: AtomicU64,
     sockets_opened: AtomicU64,
     connections_opened: AtomicU64,
 }
@@ -170,8 +180,13 @@ impl Stats {
         self.clients_expired.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn add_slow_consumer(&self) {
+    /// Whether the log should say so: not more often than once a second, or those who are slow again
+    /// and again would fill it.
+    pub(crate) fn add_slow_consumer(&self, now: Millis) -> bool {
         self.slow_consumers.fetch_add(1, Relaxed);
+        let last = self.slow_told_at.load(Relaxed);
+        let tells = last == 0 || now >= last + TOLD_EVERY_MS;
+        tells && self.slow_told_at.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
     }
 
     /// Messages dropped for this reason.
@@ -201,5 +216,18 @@ impl Stats {
             sockets_opened: self.sockets_opened.load(Relaxed),
             connections_opened: self.connections_opened.load(Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hundred clients with identifiers of 60 KB, slow again and again, wrote 6 MB of log at a time.
+    #[test]
+    fn slow_consumers_are_all_counted_and_seldom_named() {
+        let stats = Stats::default();
+        let named = (0..5_000).filter(|n| stats.add_slow_consumer(1_000_000 + n)).count();
+        assert_eq!((named, stats.snapshot().slow_consumers), (5, 5_000));
     }
 }

@@ -1,12 +1,11 @@
 //! SUBSCRIBE and UNSUBSCRIBE, and the retained messages that a new subscription is owed.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, MutexGuard};
 
 use super::Broker;
 use super::link::{Cause, Open};
+use super::memory;
 use super::message::LazyMessage;
-use super::retained::Replay;
 use super::session::{Session, Terms};
 use super::state::State;
 use super::subscription::{Status, Subscription};
@@ -15,6 +14,9 @@ use crate::mqtt::{
     Packet, Properties, QoS, ReasonCode, RetainHandling, SharedFilter, SubAck, Subscribe,
     SubscriptionRequest, TopicFilter, UnsubAck, Unsubscribe, Version,
 };
+
+/// What one filter of SUBSCRIBE or UNSUBSCRIBE costs a turn.
+const STEPS_PER_FILTER: usize = 8;
 
 type Refusal = (ReasonCode, &'static str);
 
@@ -32,15 +34,21 @@ impl Open {
         let reasons = subscribe
             .requests
             .iter()
-            .map(|request| {
-                self.subscribe(broker, request, identifier.unwrap_or(0), turn).unwrap_or_else(
-                    |(reason, what)| {
-                        problem.get_or_insert(what);
-                        // 3.1 has no code for a refusal: the answer is positive, and nothing is
-                        // ever sent.
-                        if self.version == Version::V31 { granted(request.qos) } else { reason }
-                    },
-                )
+            .enumerate()
+            .map(|(at, request)| {
+                // Those that a session cannot have anyway are not worth the time of all others.
+                let granted_or_refused = if at < broker.config().max_subscriptions {
+                    turn.add_steps(STEPS_PER_FILTER);
+                    self.subscribe(broker, request, identifier.unwrap_or(0), turn)
+                } else {
+                    Err((ReasonCode::QuotaExceeded, "too many subscriptions"))
+                };
+                granted_or_refused.unwrap_or_else(|(reason, what)| {
+                    problem.get_or_insert(what);
+                    // 3.1 has no code for a refusal: the answer is positive, and nothing is
+                    // ever sent.
+                    if self.version == Version::V31 { granted(request.qos) } else { reason }
+                })
             })
             .collect::<Vec<_>>(); // [MQTT-3.9.3-1]: one code for each, in order
         let packet_id = subscribe.packet_id;
@@ -92,12 +100,8 @@ impl Open {
         };
         if wants_retained && shared.share.is_none() {
             let mut state = self.session.lock();
-            if !is_new {
-                // It begins anew. (A new one has none: a long list must not search a long list.)
-                state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &subscription));
-            }
             if subscription.status() == Status::Live {
-                state.replays.push_back(Replay { subscription, after: None });
+                state.replays.add(&subscription);
             }
         }
         Ok(granted(qos))
@@ -123,6 +127,7 @@ impl Open {
         check_filters(unsubscribe.filters.iter().copied())?;
         let mut reasons = Vec::with_capacity(unsubscribe.filters.len()); // [MQTT-3.11.3-1]
         for text in &unsubscribe.filters {
+            turn.add_steps(STEPS_PER_FILTER);
             let state = self.own_session()?;
             reasons.push(if broker.leave(state, text, turn) {
                 ReasonCode::Success
@@ -216,12 +221,13 @@ impl Broker {
                 let old = std::mem::replace(known, Arc::clone(subscription));
                 old.set_status(Status::Replaced);
                 // What is owed of the old one's retained messages the new one gets.
-                for replay in &mut state.replays {
-                    if Arc::ptr_eq(&replay.subscription, &old) {
-                        replay.subscription = Arc::clone(subscription);
-                    }
-                }
+                state.replays.hand_over(&old, subscription);
                 Some(old)
+            }
+            None if !memory::has_room(self.config().max_memory, count < memory::FEW) => {
+                drop(state);
+                self.drop_group(subscription);
+                return Err((ReasonCode::QuotaExceeded, "the broker's memory is used up"));
             }
             None if count >= self.config().max_subscriptions => {
                 drop(state);
@@ -270,7 +276,7 @@ impl Broker {
             turn.wait_for_disk(durable.unsubscribe(record).unwrap_or(0));
         }
         removed.set_status(Status::Removed);
-        state.replays.retain(|replay| !Arc::ptr_eq(&replay.subscription, &removed));
+        state.replays.remove(&removed);
         drop(state);
         self.forget(&removed);
         true
@@ -309,16 +315,15 @@ impl Broker {
             };
             let rest = self.replay_piece(session, &subscription, after.as_deref(), turn);
             let mut state = session.lock();
-            let is_front = |replay: &&mut Replay| Arc::ptr_eq(&replay.subscription, &subscription);
-            match (rest, state.replays.front_mut().filter(is_front)) {
-                (Some(after), Some(front)) => front.after = Some(after),
-                (None, Some(_)) => {
-                    state.replays.pop_front();
-                    if state.replays.is_empty() {
-                        state.replays = VecDeque::new(); // an idle session keeps no buffer
-                    }
-                }
-                (_, None) => {}
+            // It may have been cancelled, replaced or begun anew meanwhile.
+            let Some(front) = state.replays.front().filter(|front| {
+                Arc::ptr_eq(&front.subscription, &subscription) && front.after == after
+            }) else {
+                continue;
+            };
+            match rest {
+                Some(after) => front.after = Some(after),
+                None => state.replays.remove(&subscription),
             }
         }
     }

@@ -2,14 +2,18 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::journal::RecordId;
+use super::memory;
 use super::message::PublishRef;
 use super::session::{Session, Terms};
 use super::shared::ShareGroup;
 use super::state::State;
 use crate::mqtt::{QoS, SubscriptionRequest};
+
+/// What a subscription costs besides its text, about. The text lies here and in the index.
+const OVERHEAD: usize = 512;
 
 /// A topic filter that a session subscribed to, with its options.
 pub struct Subscription {
@@ -31,6 +35,8 @@ pub struct Subscription {
     /// before anything is appended: so nothing that was routed by an older index follows UNSUBACK
     /// `[MQTT-3.10.4-2]`.
     status: AtomicU8,
+    /// It waits among its session's replays. Changed and looked at under the session's lock.
+    is_owed: AtomicBool,
     /// The number of its record; 0: it has none.
     record: AtomicU64,
 }
@@ -58,6 +64,7 @@ impl Subscription {
         identifier: u32,
         group: Option<Arc<ShareGroup>>,
     ) -> Self {
+        memory::take(OVERHEAD + 2 * request.filter.len());
         Self {
             session: Arc::clone(session),
             text: request.filter.into(),
@@ -68,6 +75,7 @@ impl Subscription {
             identifier,
             group,
             status: AtomicU8::new(Status::Live as u8),
+            is_owed: AtomicBool::new(false),
             record: AtomicU64::new(0),
         }
     }
@@ -90,6 +98,15 @@ impl Subscription {
     /// The share name of a shared subscription.
     pub fn share(&self) -> Option<&str> {
         self.group.is_some().then(|| &self.text["$share/".len()..usize::from(self.filter_at) - 1])
+    }
+
+    /// Whether it is owed retained messages.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.is_owed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_owed(&self, is_owed: bool) {
+        self.is_owed.store(is_owed, Ordering::Relaxed);
     }
 
     /// Its record, if it outlives this process.
@@ -141,6 +158,12 @@ impl Subscription {
             Status::Replaced => state.subscriptions.iter().any(|now| now.text() == self.text()),
             Status::Removed => false,
         }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        memory::give_back(OVERHEAD + 2 * self.text.len());
     }
 }
 

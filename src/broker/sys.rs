@@ -5,6 +5,7 @@
 use hashbrown::HashMap;
 
 use super::journal::JournalFigures;
+use super::memory;
 use super::message::PublishRef;
 use super::stats::{DropReason, Snapshot};
 use super::turn::Turn;
@@ -97,6 +98,7 @@ impl Broker {
             ("store/messages/count", retained as u64),
             ("store/messages/bytes", self.topics().retained_bytes() as u64),
             ("retained messages/count", retained as u64),
+            ("memory/kept/bytes", memory::kept()),
             ("subscriptions/count", self.topics().subscription_count() as u64),
             ("shared_subscriptions/count", self.share_group_count() as u64),
             ("publish/messages/received", stats.publish_received),

@@ -344,6 +344,34 @@ fn messages_for_a_client_that_never_returns_expire() {
     assert_eq!(broker.stats().dropped(DropReason::Expired), 1);
 }
 
+/// Each message for a group whose members were all away took a look at each of them, three times
+/// and with a lock, and a turn counted bytes only: a read full of messages kept a worker for twenty
+/// seconds.
+#[test]
+fn a_turn_ends_after_many_steps_however_few_bytes_they_move() {
+    let broker = broker();
+    for n in 0..1_000 {
+        let mut member = Peer::connect(&broker, &n.to_string(), false);
+        member.subscribe("$share/g/t", QoS::AtLeastOnce);
+        drop(member); // it is lost
+    }
+    let mut publisher = Peer::connect(&broker, "publisher", true);
+    let bytes = [0x30, 3, 0, 1, b't'].repeat(10_000);
+    let mut turn = Turn::default();
+    let mut turns = 0;
+    let mut at = 0;
+    while at < bytes.len() {
+        turn.begin(1);
+        let progress = publisher.link.on_bytes(&bytes[at..], &mut turn).expect("it stays open");
+        assert!(progress.consumed > 0, "each turn comes further");
+        at += progress.consumed;
+        turn.finish(&broker);
+        turns += 1;
+    }
+    assert!(turns >= 10, "{turns} turns for {} looks at members", 10_000 * 1_000);
+    assert_eq!(broker.stats().dropped(DropReason::Offline), 10_000);
+}
+
 /// A journal that says what would stand in its log, in order.
 #[derive(Default)]
 struct Log {

@@ -18,6 +18,14 @@ const MANY_RECEIVERS: usize = 32;
 const SMALL_WRITE: usize = 2048;
 /// Reads that one turn takes at most.
 const READS_PER_TURN: usize = 8;
+/// Bytes copied to receivers after which a turn ends, so that one publisher with many receivers
+/// starves nobody and fills no memory.
+pub(crate) const WORK_PER_TURN: usize = 8 * 1024 * 1024;
+/// What a step counts as, in bytes copied: a receiver's lock, a look at a member of a group, a
+/// packet that is decoded. Without it a turn of many small steps would take seconds.
+const STEP: usize = 512;
+/// Bytes read after which a connection lets others go on.
+const BYTES_PER_TURN: usize = 128 * 1024;
 /// Bytes in one read after which more can be expected at once.
 const LARGE_READ: usize = 16 * 1024;
 
@@ -34,10 +42,14 @@ pub struct Turn {
     full: Vec<Arc<Session>>,
     /// Reads that this turn took.
     reads: usize,
+    /// Bytes that they brought.
+    bytes_read: usize,
     /// Bytes that the last of them brought.
     last_read: usize,
     /// Bytes copied to receivers, to end a turn that does too much.
     pub(crate) work: usize,
+    /// Steps that cost time whatever the number of bytes.
+    steps: usize,
     /// Publishers that may go on.
     pub(crate) woken: Vec<SharedOutlet>,
     /// Answers to the peer whose bytes are being read.
@@ -60,7 +72,9 @@ impl Turn {
     pub fn begin(&mut self, now: Millis) {
         self.now = now;
         self.work = 0;
+        self.steps = 0;
         self.reads = 0;
+        self.bytes_read = 0;
         self.answers.clear();
         self.held.clear();
         self.begin_packets();
@@ -85,11 +99,21 @@ impl Turn {
         if self.gate > 0 || self.is_holding { &mut self.held } else { &mut self.answers }
     }
 
+    pub(crate) fn add_steps(&mut self, count: usize) {
+        self.steps += count;
+    }
+
+    /// Whether it has done enough for others to have their turn.
+    pub(crate) fn is_over(&self) -> bool {
+        self.work + self.steps * STEP >= WORK_PER_TURN
+    }
+
     /// Counts bytes that came from a client.
     pub fn add_bytes_received(&mut self, count: usize) {
         self.tally.bytes_received += count as u64;
         self.reads += 1;
         self.last_read = count;
+        self.bytes_read += count;
     }
 
     /// Whether the next read should belong to this turn too: much came, and went in small pieces
@@ -101,6 +125,11 @@ impl Turn {
             && self.work < self.touched.len() * SMALL_WRITE
             && self.reads < READS_PER_TURN
             && self.last_read >= LARGE_READ
+    }
+
+    /// Whether so much was read that others should have their turn.
+    pub fn is_large(&self) -> bool {
+        self.bytes_read >= BYTES_PER_TURN
     }
 
     pub(crate) fn note_full(&mut self, session: &Arc<Session>) {

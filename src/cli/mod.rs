@@ -15,6 +15,7 @@ mod duration;
 mod format;
 mod json;
 mod logging;
+mod machine;
 mod payload_source;
 mod publish;
 mod rr;

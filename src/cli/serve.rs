@@ -23,8 +23,12 @@ const EXIT_LISTEN: u8 = 3;
 const EXIT_DESCRIPTORS: u8 = 4;
 /// The data directory cannot be used.
 const EXIT_DATA_DIR: u8 = 5;
+/// Turns of connections after which a worker looks for new events.
+const TURNS_PER_POLL: u32 = 4;
 /// How long stopping may take.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// And after that for turns that have begun.
+const LAST_TURNS: Duration = Duration::from_millis(500);
 /// The default of --max-connections: less if the system allows fewer descriptors.
 const MAX_CONNECTIONS: usize = 100_000;
 /// Descriptors that are not connections.
@@ -174,6 +178,11 @@ struct Limits {
     /// Disconnect after so many of those
     #[arg(long, value_name = "N", default_value_t = Config::default().ack_retries)]
     ack_retries: u32,
+    /// Memory for what clients have the broker keep, all sessions together: messages, retained
+    /// messages, wills, subscriptions; past half of it, who has much gets no more [default: half
+    /// of what the machine or container has]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    max_memory: Option<u64>,
     /// Bytes waiting for one connection's socket from which on publishers are held back
     #[arg(long, value_name = "BYTES", default_value_t = Config::default().outbox_bytes)]
     outbox_bytes: usize,
@@ -219,6 +228,7 @@ impl Limits {
             allow_empty_client_id: self.allow_empty_client_id,
             ack_timeout_ms: self.ack_timeout.millis_or(0),
             ack_retries: self.ack_retries,
+            max_memory: self.max_memory.unwrap_or_else(half_of_the_machine),
             outbox_bytes: self.outbox_bytes.max(1),
             slow_grace_ms: self.slow_grace.millis_or(u64::MAX),
             sys_interval_secs: self.sys_interval,
@@ -246,6 +256,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(threads) = args.threads {
         runtime.worker_threads(threads);
     }
+    // A worker asks for new events after so many turns; tokio's 61 long ones would take half a second.
+    runtime.event_interval(TURNS_PER_POLL);
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     let addresses = match (args.port, args.bind) {
         (Some(port), _) => vec![format!("0.0.0.0:{port}"), format!("[::]:{port}")],
@@ -262,7 +274,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     let limits = format!("up to {connections} connections; {where_kept}");
-    runtime.block_on(serve(server, &addresses, args.port.is_some(), &limits))
+    let ended = runtime.block_on(serve(server, &addresses, args.port.is_some(), &limits));
+    // Whatever a worker is still busy with is of no use to anybody any more.
+    runtime.shutdown_timeout(LAST_TURNS);
+    ended
 }
 
 impl DiskArgs {
@@ -336,6 +351,10 @@ async fn serve(
     tracing::info!(signal = signal.name(), "stopping");
     server.stop(STOP_WITHIN).await;
     Ok(ExitCode::SUCCESS)
+}
+
+fn half_of_the_machine() -> u64 {
+    super::machine::memory().map_or(u64::MAX, |bytes| bytes / 2)
 }
 
 fn explain(error: &ServerError) -> String {

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::Clock;
 use super::port::Port;
-use crate::broker::{Broker, Goodbye, Link, Outlet, Pulse, SharedOutlet, Turn};
+use crate::broker::{Broker, Goodbye, Link, Outlet, Pulse, SharedOutlet, Turn, memory};
 
 /// Bytes that one read takes at most.
 const READ_SIZE: usize = 256 * 1024;
@@ -44,6 +44,9 @@ thread_local! {
 /// idle ones are what a broker has most of.
 pub(super) struct Connection(Option<Serving>);
 
+/// Bytes that are in the broker's count of memory for as long as this lives.
+struct Counted(usize);
+
 /// What a connection has to remember between two turns.
 struct Serving {
     socket: OwnedReadHalf,
@@ -55,6 +58,8 @@ struct Serving {
     partial: Vec<u8>,
     /// `partial` holds whole packets, to be handled before anything is read.
     unfinished: bool,
+    /// Bytes of `partial` that the broker's count of memory knows of.
+    counted: Counted,
     paused: bool,
     /// Dropped when the connection is over: the server waits for that when it stops.
     alive: mpsc::Sender<()>,
@@ -80,6 +85,7 @@ impl Connection {
             clock,
             partial: Vec::new(),
             unfinished: false,
+            counted: Counted(0),
             paused: false,
             alive,
         }))
@@ -97,6 +103,12 @@ impl Future for Connection {
             serving.end(goodbye);
         }
         Poll::Ready(())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        memory::give_back(self.0);
     }
 }
 
@@ -142,8 +154,15 @@ impl Serving {
             if let Err(goodbye) = ready!(self.poll_read(context, scratch)) {
                 return Poll::Ready(goodbye);
             }
+            if self.is_too_much() {
+                return Poll::Ready(self.link.on_overload(&mut scratch.turn));
+            }
             if !scratch.turn.is_worth_going_on() {
+                let had_enough = scratch.turn.is_large();
                 scratch.turn.finish(&self.broker);
+                if had_enough {
+                    break; // a thousand who send all they can must not keep one waiting for long
+                }
                 scratch.turn.begin(self.clock.now());
             }
             if self.link.is_asking() || self.unfinished {
@@ -152,6 +171,20 @@ impl Serving {
         }
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Counts the memory that a large packet takes until it is whole; true when there is none left
+    /// for it.
+    fn is_too_much(&mut self) -> bool {
+        let large = Some(self.partial.capacity()).filter(|bytes| *bytes > LARGE_PACKET);
+        let (before, now) = (self.counted.0, large.unwrap_or(0));
+        if before == now {
+            return false;
+        }
+        memory::give_back(before);
+        memory::take(now);
+        self.counted.0 = now;
+        now > before && memory::is_scarce(self.broker.config().max_memory)
     }
 
     fn is_held(&mut self) -> bool {

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 pub use embedded::{Subscriber, SubscriberMessage};
 
@@ -52,6 +52,8 @@ use connection::Connection;
 const BACKLOG: i32 = 4096;
 /// How long to wait when the process has no descriptor left for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the log says so at most.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// Why a server cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -418,6 +420,7 @@ async fn accept(
     alive: mpsc::Sender<()>,
     mut stopping: watch::Receiver<bool>,
 ) {
+    let mut told: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -429,22 +432,44 @@ async fn accept(
                 let connection = Connection::new(stream, &broker, clock, alive.clone());
                 tokio::spawn(connection);
             }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                // Out of descriptors, mostly: those who are connected must not suffer for it.
-                tracing::warn!(%error, "a connection could not be accepted");
+                // Out of descriptors, mostly: those who are connected must not suffer for it, and
+                // whoever is at it must not fill the log.
+                if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+                    told = Some(Instant::now());
+                    tracing::warn!(%error, "connections cannot be accepted, trying again");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
+/// Wakes the ticker, from a thread of its own. While one worker is in a long turn and all others
+/// sleep, nobody may be asking the system for events, timers included; a wake-up from outside ends
+/// that.
+fn pacemaker(stopping: watch::Receiver<bool>) -> Arc<Notify> {
+    let pace = Arc::new(Notify::new());
+    let wakes = Arc::clone(&pace);
+    let beat = move || {
+        while !*stopping.borrow() && Arc::strong_count(&wakes) > 1 {
+            wakes.notify_one();
+            std::thread::sleep(Duration::from_millis(TICK_MS));
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("surgemq-pace".to_owned()).spawn(beat) {
+        tracing::error!(%error, "there is no thread for the ticker");
+    }
+    pace
+}
+
 async fn tick(broker: Arc<Broker>, clock: Clock, mut stopping: watch::Receiver<bool>) {
-    let mut interval = tokio::time::interval(Duration::from_millis(TICK_MS));
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let pace = pacemaker(stopping.clone());
     let mut turn = Turn::default();
     loop {
         tokio::select! {
-            _ = interval.tick() => {}
+            () = pace.notified() => {}
             _ = stopping.wait_for(|stopping| *stopping) => return,
         }
         turn.begin(clock.now());

@@ -8,7 +8,7 @@ use crate::peer::Peer;
 use crate::wire::*;
 
 /// Two well-behaved clients that must not notice anything.
-struct Witnesses {
+pub(crate) struct Witnesses {
     topic: String,
     publisher: Peer,
     subscriber: Peer,
@@ -16,7 +16,7 @@ struct Witnesses {
 }
 
 impl Witnesses {
-    fn new(broker: &Broker, v: Version) -> Self {
+    pub(crate) fn new(broker: &Broker, v: Version) -> Self {
         let topic = topic();
         let mut subscriber = broker.join(v);
         subscriber.subscribe(&topic, 1);
@@ -25,7 +25,7 @@ impl Witnesses {
 
     /// A message from one to the other, and nothing besides.
     #[track_caller]
-    fn talk(&mut self) {
+    pub(crate) fn talk(&mut self) {
         self.count += 1;
         let text = self.count.to_string();
         self.publisher.publish(&self.topic, &text, 1);

@@ -16,6 +16,7 @@ mod durable;
 mod exactly_once;
 mod flow_control;
 mod hostile;
+mod overload;
 mod publish_qos;
 mod retained;
 mod sessions;
