@@ -101,6 +101,13 @@ enum Body {
     Lost,
 }
 
+/// Bytes of memory that a delivery costs whose message has so many. There can be more identifiers
+/// than message: one for each of a client's overlapping subscriptions.
+#[inline]
+fn cost(bytes: usize, subscription_ids: &[u32]) -> usize {
+    bytes + size_of_val(subscription_ids) + size_of::<Kept>() + size_of::<Message>()
+}
+
 impl Kept {
     /// Keeps the message itself.
     pub(crate) fn new(message: &mut LazyMessage<'_>, terms: &Terms<'_>) -> Self {
@@ -125,7 +132,7 @@ impl Kept {
                 share: terms.share.cloned(),
             })
         });
-        let size = message.publish.size() + size_of::<Self>() + size_of::<Message>();
+        let size = cost(message.publish.size(), terms.subscription_ids);
         Self {
             body,
             record: terms.record,
@@ -147,7 +154,7 @@ impl Kept {
     ) -> Self {
         let rare = (!delivery.subscription_ids.is_empty() || share.is_some())
             .then(|| Box::new(Rare { subscription_ids: delivery.subscription_ids.clone(), share }));
-        let size = bytes as usize + size_of::<Self>() + size_of::<Message>();
+        let size = cost(bytes as usize, &delivery.subscription_ids);
         Self {
             body: Body::Stored(Arc::clone(place)),
             record: Some(record),
