@@ -23,6 +23,12 @@ const SPARE: usize = 64;
 pub(crate) struct Queue {
     /// None of them is empty, but for the last one standing.
     blocks: VecDeque<Block>,
+    sums: Sums,
+}
+
+/// What the messages in a queue come to.
+#[derive(Default)]
+struct Sums {
     len: usize,
     bytes: usize,
     /// Messages that came through a share group.
@@ -33,6 +39,22 @@ struct Block {
     kept: VecDeque<Kept>,
     /// No lifetime in here ends before this.
     earliest_end: Millis,
+}
+
+impl Sums {
+    fn add(&mut self, kept: &Kept) {
+        memory::take(PLACE);
+        self.len += 1;
+        self.bytes += kept.size();
+        self.shared += usize::from(kept.share().is_some());
+    }
+
+    fn remove(&mut self, kept: &Kept) {
+        memory::give_back(PLACE);
+        self.len -= 1;
+        self.bytes -= kept.size();
+        self.shared -= usize::from(kept.share().is_some());
+    }
 }
 
 impl Block {
@@ -65,29 +87,29 @@ impl Block {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        memory::give_back(PLACE * self.len);
+        memory::give_back(PLACE * self.sums.len);
     }
 }
 
 impl Queue {
     pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.sums.len == 0
     }
 
     /// Messages.
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.sums.len
     }
 
     /// What they cost in memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.sums.bytes
     }
 
     /// Whether one of them came through a share group. Whoever looks for those when a connection ends
     /// must not look at a hundred thousand others for nothing.
     pub(crate) fn has_shared(&self) -> bool {
-        self.shared > 0
+        self.sums.shared > 0
     }
 
     pub(crate) fn front(&self) -> Option<&Kept> {
@@ -100,10 +122,7 @@ impl Queue {
             self.blocks.push_back(Block::new(if self.is_empty() { 0 } else { BLOCK }));
         }
         if let Some(block) = self.blocks.back_mut() {
-            memory::take(PLACE);
-            self.len += 1;
-            self.bytes += kept.size();
-            self.shared += usize::from(kept.share().is_some());
+            self.sums.add(&kept);
             block.earliest_end = block.earliest_end.min(kept.expires_at());
             block.kept.push_back(kept);
         }
@@ -114,10 +133,7 @@ impl Queue {
             self.blocks.push_front(Block::new(0));
         }
         if let Some(block) = self.blocks.front_mut() {
-            memory::take(PLACE);
-            self.len += 1;
-            self.bytes += kept.size();
-            self.shared += usize::from(kept.share().is_some());
+            self.sums.add(&kept);
             block.earliest_end = block.earliest_end.min(kept.expires_at());
             block.kept.push_front(kept);
         }
@@ -132,10 +148,7 @@ impl Queue {
                 self.blocks.pop_front();
             }
         }
-        memory::give_back(PLACE);
-        self.len -= 1;
-        self.bytes -= kept.size();
-        self.shared -= usize::from(kept.share().is_some());
+        self.sums.remove(&kept);
         Some(kept)
     }
 
@@ -170,12 +183,9 @@ impl Queue {
 
     /// Removes messages whose lifetime is over and shows them to `over`.
     pub(crate) fn drop_expired(&mut self, now: Millis, mut over: impl FnMut(&Kept)) {
-        let (len, bytes, shared) = (&mut self.len, &mut self.bytes, &mut self.shared);
+        let sums = &mut self.sums;
         let mut over = |kept: &Kept| {
-            memory::give_back(PLACE);
-            *len -= 1;
-            *bytes -= kept.size();
-            *shared -= usize::from(kept.share().is_some());
+            sums.remove(kept);
             over(kept);
         };
         self.blocks.iter_mut().for_each(|block| block.drop_expired(now, &mut over));
