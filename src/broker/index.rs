@@ -353,20 +353,8 @@ fn take_out(subscriptions: &mut Subscriptions, subscription: &Arc<Subscription>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::Session;
-    use crate::mqtt::{QoS, RetainHandling, SubscriptionRequest, TopicFilter, TopicName, matches};
-
-    fn subscription(filter: &str) -> Arc<Subscription> {
-        let session = Arc::new(Session::new(1, "c"));
-        let request = SubscriptionRequest {
-            filter,
-            qos: QoS::AtMostOnce,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::Send,
-        };
-        Arc::new(Subscription::new(&session, &request, filter.len(), QoS::AtMostOnce, 0, None))
-    }
+    use crate::broker::subscription::subscription;
+    use crate::mqtt::{TopicFilter, TopicName, matches};
 
     fn found(index: &Index, topic: &str) -> Vec<String> {
         let mut found = Vec::new();

@@ -98,20 +98,7 @@ impl Replays {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::Session;
-    use crate::mqtt::{QoS, RetainHandling, SubscriptionRequest};
-
-    fn subscription(filter: &str) -> Arc<Subscription> {
-        let session = Arc::new(Session::new(1, "c"));
-        let request = SubscriptionRequest {
-            filter,
-            qos: QoS::AtMostOnce,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::Send,
-        };
-        Arc::new(Subscription::new(&session, &request, filter.len(), QoS::AtMostOnce, 0, None))
-    }
+    use crate::broker::subscription::subscription;
 
     fn take_all(replays: &mut Replays) -> Vec<String> {
         let mut found = Vec::new();

@@ -172,3 +172,19 @@ impl fmt::Debug for Subscription {
         write!(f, "{} of {}", self.text, self.session.client_id())
     }
 }
+
+/// A subscription at QoS 0, for tests.
+#[cfg(test)]
+pub(crate) fn subscription(filter: &str) -> Arc<Subscription> {
+    use crate::mqtt::RetainHandling;
+
+    let session = Arc::new(Session::new(1, "c"));
+    let request = SubscriptionRequest {
+        filter,
+        qos: QoS::AtMostOnce,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling: RetainHandling::Send,
+    };
+    Arc::new(Subscription::new(&session, &request, filter.len(), QoS::AtMostOnce, 0, None))
+}
