@@ -183,7 +183,7 @@ fn tell(voice: Voice, event: Event) {
                 delay.as_secs_f32()
             ));
         }
-        Event::Connected { session_present } => {
+        Event::Connected { session_present, .. } => {
             voice.explain(|| format!("connected, session present: {session_present}"));
         }
         Event::Unsubscribed { filters, error } => {

@@ -193,6 +193,7 @@ impl Publisher {
             Err(
                 error @ (Error::Rejected { .. }
                 | Error::SessionLost
+                | Error::Undeliverable { .. }
                 | Error::TooLarge(_)
                 | Error::Unsupported(_)),
             ) => {

@@ -11,7 +11,8 @@ use super::requests::{Request, Wanted};
 use super::shared::Shared;
 use super::state::{Parcel, Phase};
 use super::{
-    Acknowledgement, Delivery, Error, Event, Events, Filter, Message, Options, Subscription,
+    Acknowledgement, BrokerInfo, Delivery, Error, Event, Events, Filter, Message, Options,
+    Subscription,
 };
 use crate::mqtt::{ReasonCode, SharedFilter, Version};
 
@@ -190,7 +191,7 @@ impl Client {
 
     fn accept(&self, message: Message, weight: usize) -> Delivery {
         let (done, receiver) = oneshot::channel();
-        self.shared().change(|state| state.accept(Parcel { message, weight, done, serial: 0 }));
+        self.shared().change(|state| state.accept(Parcel::new(message, weight, done)));
         Delivery { receiver }
     }
 
@@ -290,7 +291,26 @@ impl Client {
     /// Whether the broker had kept the session when the present connection, or the last one, was
     /// made. If not, what an earlier run has subscribed to is gone.
     pub fn session_present(&self) -> bool {
-        self.shared().lock().session_present
+        self.shared().lock().broker.session_present
+    }
+
+    /// What the broker said when it accepted the present connection, or the last one: its limits,
+    /// which the client obeys, and what else is for the program to know.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let server = surgemq::server::Server::builder().build();
+    /// # let address = server.listen("tcp://127.0.0.1:0").await?;
+    /// # let client = surgemq::client::Client::connect(&format!("mqtt://{address}")).await?;
+    /// let broker = client.broker_info();
+    /// if !broker.retain_available {
+    ///     println!("this broker retains nothing");
+    /// }
+    /// # assert!(broker.retain_available && broker.assigned_client_id.is_some());
+    /// # Ok(()) }
+    /// ```
+    pub fn broker_info(&self) -> Arc<BrokerInfo> {
+        self.shared().lock().broker.clone()
     }
 
     /// The client identifier: chosen by the user, by the broker, or at random.

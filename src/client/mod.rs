@@ -61,6 +61,7 @@
 //! Not here: the broker, TLS, the command line.
 
 mod backoff;
+mod broker_info;
 mod delivery;
 mod driver;
 mod error;
@@ -70,6 +71,7 @@ mod handle;
 mod inbound;
 mod inbound_topics;
 mod keep_alive;
+mod login;
 mod message;
 mod options;
 mod outbound;
@@ -85,11 +87,13 @@ mod transport;
 mod url;
 
 pub use backoff::Reconnect;
+pub use broker_info::BrokerInfo;
 pub use delivery::{Acknowledgement, Delivery};
 pub(crate) use driver::random;
 pub use error::Error;
 pub use event::{Event, Events};
 pub use handle::{Client, DisconnectOptions, Subscribe};
+pub use login::Login;
 pub use message::{Message, MessageProperties};
 pub use options::{Endpoint, Filter, Options, Overflow, Will};
 pub use subscription::{OwedAcknowledgement, Subscription};
