@@ -43,7 +43,7 @@ pub(super) struct Args {
     #[arg(short = 'M', default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=0x8000))]
     max_inflight: u16,
     #[command(flatten)]
-    client: ClientArgs,
+    pub(super) client: ClientArgs,
 }
 
 /// Longer than all attempts to connect again take together: if nothing is acknowledged in this

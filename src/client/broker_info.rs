@@ -2,9 +2,8 @@
 
 use bytes::Bytes;
 
-use super::message::owned_pairs;
 use super::{Error, Filter, Message};
-use crate::mqtt::{ConnAck, MAX_PACKET_SIZE, QoS, SharedFilter};
+use crate::mqtt::{ConnAck, MAX_PACKET_SIZE, QoS, SharedFilter, owned_pairs};
 
 /// What the broker said when it accepted the connection. Before 5.0 it says only whether it kept
 /// the session; the rest is then as if there were no limits.

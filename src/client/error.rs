@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::mqtt::{DecodeError, EncodeError, ReasonCode, TopicError};
+use crate::mqtt::{DecodeError, EncodeError, MessageError, ReasonCode, TopicError};
 
 /// Why something that the client was asked for did not happen.
 ///
@@ -123,6 +123,15 @@ fn elsewhere(server: &Option<String>) -> String {
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         Self::Io(Arc::new(error))
+    }
+}
+
+impl From<MessageError> for Error {
+    fn from(error: MessageError) -> Self {
+        match error {
+            MessageError::Topic { topic, source } => Self::Topic { topic, source },
+            MessageError::Nul(what) => Self::Nul(what),
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError, oneshot};
 
 use super::driver::{self, Ending, Link};
 use super::establish::establish;
-use super::message::check_pairs;
 use super::requests::{Request, Wanted};
 use super::shared::Shared;
 use super::state::{Parcel, Phase};
@@ -14,7 +13,7 @@ use super::{
     Acknowledgement, BrokerInfo, Delivery, Error, Event, Events, Filter, Message, Options,
     Subscription,
 };
-use crate::mqtt::{ReasonCode, SharedFilter, Version};
+use crate::mqtt::{ReasonCode, SharedFilter, Version, check_pairs};
 
 /// The largest subscription identifier.
 const MAX_IDENTIFIER: u32 = 268_435_455;
@@ -99,7 +98,7 @@ impl Subscribe {
                 return Err(Error::Options("a shared subscription cannot be without own messages"));
             }
         }
-        check_pairs(&self.user_properties)
+        Ok(check_pairs(&self.user_properties)?)
     }
 
     pub(crate) fn texts(&self) -> Vec<String> {

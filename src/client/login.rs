@@ -9,8 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Error;
-use super::message::check_pairs;
-use crate::mqtt::Version;
+use crate::mqtt::{Version, check_pairs};
 
 /// What CONNECT says about who connects. The methods of [`Options`](super::Options) fill it in
 /// once; [`Options::login_with`](super::Options::login_with) changes it before each connection.
@@ -40,7 +39,7 @@ impl Login {
                 return Err(Error::Nul(name)); // [MQTT-1.5.4-2]
             }
         }
-        check_pairs(&self.user_properties)
+        Ok(check_pairs(&self.user_properties)?)
     }
 }
 

@@ -72,7 +72,6 @@ mod inbound;
 mod inbound_topics;
 mod keep_alive;
 mod login;
-mod message;
 mod options;
 mod outbound;
 mod read_buffer;
@@ -94,7 +93,8 @@ pub use error::Error;
 pub use event::{Event, Events};
 pub use handle::{Client, DisconnectOptions, Subscribe};
 pub use login::Login;
-pub use message::{Message, MessageProperties};
 pub use options::{Endpoint, Filter, Options, Overflow, Will};
 pub use subscription::{OwedAcknowledgement, Subscription};
 pub use url::BrokerUrl;
+
+pub use crate::mqtt::{Message, MessageProperties};

@@ -8,10 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::login::LoginSource;
-use super::message::borrowed_pairs;
 use super::{BrokerUrl, Client, Error, Login, Message, Reconnect};
 use crate::mqtt::{
-    Connect, MAX_PACKET_SIZE, Properties, QoS, TopicName, Version, Will as WireWill,
+    Connect, MAX_PACKET_SIZE, Properties, QoS, Version, Will as WireWill, borrowed_pairs,
 };
 
 /// How to connect. Made by [`Options::new`] or [`Options::from_url`], used up by
@@ -415,7 +414,7 @@ impl Options {
         if self.client_id.as_ref().is_some_and(|text| text.contains('\0')) {
             return Err(Error::Nul("the client identifier")); // [MQTT-1.5.4-2]
         }
-        self.will.as_ref().map_or(Ok(()), |will| will.message.check())
+        Ok(self.will.as_ref().map_or(Ok(()), |will| will.message.check())?)
     }
 
     /// Who connects this time.
@@ -487,14 +486,6 @@ impl Will {
             properties.make_mut().will_delay_secs = self.delay_secs;
         }
         WireWill { topic, payload, qos: *qos, retain: *retain, properties }
-    }
-}
-
-/// Whether `topic` can be published to.
-pub(crate) fn check_topic(topic: &str) -> Result<(), Error> {
-    match TopicName::new(topic) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(Error::Topic { topic: topic.to_owned(), source }),
     }
 }
 

@@ -4,13 +4,12 @@
 use tokio::sync::oneshot;
 
 use super::delivery::Acknowledgement;
-use super::message::borrowed_pairs;
 use super::routes::Routes;
 use super::state::State;
 use super::{BrokerInfo, Error, Filter};
 use crate::mqtt::{
     DecodeError, EncodeError, Packet, PacketId, Properties, ReasonCode, SubAck, Subscribe,
-    SubscriptionRequest, UnsubAck, Unsubscribe, Version,
+    SubscriptionRequest, UnsubAck, Unsubscribe, Version, borrowed_pairs,
 };
 
 /// The codes of a SUBACK or UNSUBACK, one for each filter, with the reason string.

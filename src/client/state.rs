@@ -13,13 +13,13 @@ use tokio::sync::oneshot;
 
 use super::inbound::{Arrival, Inbound, Owed};
 use super::inbound_topics::InboundTopics;
-use super::message::borrowed_pairs;
 use super::outbound::{Outbound, Received};
 use super::requests::{Request, SubscriptionSet};
 use super::routes::{Bounds, RouteId, Routes, Waiting};
 use super::{Acknowledgement, BrokerInfo, DisconnectOptions, Error, Message, Options, Overflow};
 use crate::mqtt::{
     Ack, DecodeError, Disconnect, Packet, PacketId, Properties, Publish, QoS, ReasonCode, Version,
+    borrowed_pairs,
 };
 use crate::session::{Assigned, OutboundAliases};
 
