@@ -440,7 +440,17 @@ mod tests {
         assert_eq!(lose(&mut outbound), (vec![1], Some(("a", 3))));
         assert_eq!((outbound.losses(), outbound.len()), (0, 2));
         assert_eq!(lose(&mut outbound), (vec![2, 3], None), "the next one has its own chances");
-        assert_eq!(outbound.on_link_lost(false, Some(1)), None, "nothing had left");
+    }
+
+    #[test]
+    fn a_message_that_had_not_left_is_not_suspected() {
+        let mut outbound = connected(9);
+        outbound.push(id(1), QoS::AtLeastOnce, "a");
+        sent(&mut outbound);
+        assert_eq!(outbound.on_link_lost(false, Some(1)), None);
+        assert_eq!(outbound.losses(), 0);
+        assert_eq!(lose(&mut outbound), (vec![1], None));
+        assert_eq!(outbound.losses(), 1);
     }
 
     #[test]

@@ -59,9 +59,9 @@ async fn a_broker_that_says_nothing_has_no_limits_and_each_connection_its_own() 
     drop(peer);
     let (_peer, _) = broker.accept(true, |p| p.maximum_qos = Some(0)).await;
     let info = loop {
-        match timeout(SOON, events.next()).await.unwrap().unwrap() {
-            Event::Connected { session_present: true, broker } => break broker,
-            _ => {}
+        let event = timeout(SOON, events.next()).await.unwrap().unwrap();
+        if let Event::Connected { session_present: true, broker } = event {
+            break broker;
         }
     };
     assert!(info.session_present);

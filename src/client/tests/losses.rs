@@ -1,5 +1,8 @@
 //! Messages with which the connection is lost again and again.
 
+use tokio::sync::oneshot;
+
+use super::state::{Parcel, State};
 use super::*;
 
 /// A 3.1.1 broker that finds a message too large can only close the connection. The message came
@@ -7,7 +10,10 @@ use super::*;
 #[tokio::test]
 async fn a_message_that_costs_every_connection_is_given_up() {
     let broker = Broker::start().await;
-    let (client, mut peer) = broker.client(broker.options().max_losses(Some(3))).await;
+    let reconnect = Reconnect { longest: SOON, ..broker.options().reconnect };
+    let options = broker.options().reconnect(reconnect).max_losses(Some(3));
+    let (client, mut peer) = broker.client(options).await;
+    let mut events = client.events();
     let mut deliveries = Vec::new();
     for payload in ["good 1", "bad", "good 2"] {
         deliveries.push(client.enqueue(message(payload, QoS::AtLeastOnce)).await.unwrap());
@@ -31,6 +37,14 @@ async fn a_message_that_costs_every_connection_is_given_up() {
     assert!(results[0].is_ok() && results[2].is_ok());
     let error = results[1].as_ref().unwrap_err();
     assert!(matches!(error, Error::Undeliverable { losses: 3 }), "{error}");
+    client.disconnect().now_or_never();
+    let mut longest = Duration::ZERO;
+    while let Ok(Some(event)) = timeout(Duration::from_millis(50), events.next()).await {
+        if let Event::Reconnecting { delay, .. } = event {
+            longest = longest.max(delay);
+        }
+    }
+    assert!(longest > Duration::from_millis(1), "it waits longer each time: {longest:?}");
 }
 
 /// None of the messages that were sent together with the one at fault shall suffer for it, even if
@@ -125,4 +139,59 @@ async fn a_large_message_of_qos_0_is_given_up_too() {
     assert_eq!(peer.expect_publish().await.0, "small");
     assert!(matches!(large.await, Err(Error::Undeliverable { losses: 2 })));
     small.await.unwrap();
+}
+
+/// The state of a client whose messages may be lost once, and its answers for two of them.
+fn state_with(qos: [QoS; 2]) -> (State, [oneshot::Receiver<Result<Acknowledgement, Error>>; 2]) {
+    let options = Options::new("h", 1).max_losses(Some(1));
+    let mut state = State::new(&options, "c".to_owned());
+    let answers = qos.map(|qos| {
+        let (done, answer) = oneshot::channel();
+        state.accept(Parcel::new(message("m", qos), 1, done));
+        answer
+    });
+    (state, answers)
+}
+
+fn connect(state: &mut State) -> Vec<u8> {
+    state.on_connected(&std::sync::Arc::default(), false, &Options::new("h", 1));
+    state.put(&Packet::PingReq);
+    let mut bytes = Vec::new();
+    state.fill(&mut bytes, 1 << 20);
+    bytes
+}
+
+#[test]
+fn only_what_was_written_is_suspected() {
+    let (mut state, [mut one, _]) = state_with([QoS::AtLeastOnce, QoS::AtLeastOnce]);
+    assert!(connect(&mut state).len() > 2);
+    state.on_link_lost(2); // the ping alone had left
+    assert_eq!(state.losses(), 0);
+    connect(&mut state);
+    state.on_link_lost(3);
+    assert_eq!(state.losses(), 1);
+    assert!(one.try_recv().is_err(), "the other may have been the cause");
+    connect(&mut state);
+    state.on_link_lost(3);
+    assert!(matches!(one.try_recv(), Ok(Err(Error::Undeliverable { losses: 2 }))));
+}
+
+/// What is written beside a suspected message would be blamed, or lost, for nothing.
+#[test]
+fn nothing_goes_beside_a_suspected_message() {
+    let (mut state, [mut one, mut zero]) = state_with([QoS::AtLeastOnce, QoS::AtMostOnce]);
+    let (done, mut other) = oneshot::channel();
+    state.accept(Parcel::new(message("m", QoS::AtLeastOnce), 1, done));
+    connect(&mut state);
+    state.on_link_lost(3);
+    let written = connect(&mut state).len();
+    assert!(!state.has_output(), "there would be no end of asking for it");
+    state.on_written(written);
+    assert!(zero.try_recv().is_err());
+    state.on_link_lost(written);
+    assert!(matches!(one.try_recv(), Ok(Err(Error::Undeliverable { .. }))));
+    let written = connect(&mut state).len();
+    state.on_written(written);
+    assert!(matches!(zero.try_recv(), Ok(Ok(_))));
+    assert!(other.try_recv().is_err());
 }
