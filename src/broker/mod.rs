@@ -72,6 +72,7 @@ pub use providers::{
     AllowAll, Answer, Authenticator, Authorizer, Credentials, MemorySessions, MemoryTopics,
     SessionsProvider, TopicsProvider,
 };
+pub(crate) use publish::forwardable;
 pub use records::UnknownRecord;
 pub use restore::{Recovered, Restored};
 pub use retained::Retained;
