@@ -300,3 +300,52 @@ async fn close(
     };
     let _ = tokio::time::timeout(LINGER, farewell).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Write;
+    use std::net::TcpStream as StdTcpStream;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::server::Server;
+
+    const CONNECT: &[u8] = b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01x";
+
+    /// Writes all that the socket takes.
+    fn fill(socket: &mut StdTcpStream, endless: &[u8], written: &mut usize) {
+        while let Ok(count) = socket.write(&endless[*written % endless.len()..]) {
+            *written += count;
+        }
+    }
+
+    /// A thousand who sent all they could kept one waiting for long.
+    #[tokio::test]
+    async fn who_sends_without_end_lets_others_go_on() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let mut sender = StdTcpStream::connect(address).expect("somebody listens");
+        sender.write_all(CONNECT).expect("it has room");
+        sender.set_nonblocking(true).expect("a socket option");
+        let (stream, _) = listener.accept().await.expect("somebody connects");
+
+        let server = Server::builder().build();
+        let (alive, _ended) = mpsc::channel(1);
+        let mut connection = Connection::new(stream, &server.broker, server.clock, alive);
+        let publish = [&b"\x30\xeb\x07\0\x01t"[..], &[0; 1000]].concat().repeat(64);
+        let mut written = 0;
+        let large_turn = poll_fn(|context| {
+            fill(&mut sender, &publish, &mut written);
+            let before = server.broker.stats().snapshot().bytes_received;
+            assert!(Pin::new(&mut connection).poll(context).is_pending(), "it goes on");
+            let taken = server.broker.stats().snapshot().bytes_received - before;
+            // The buffer was full: there is more.
+            if taken + 2000 > READ_SIZE as u64 { Poll::Ready(taken) } else { Poll::Pending }
+        });
+        let taken = tokio::time::timeout(Duration::from_secs(30), large_turn).await;
+        let taken = taken.expect("a socket that holds so much");
+        assert!(taken <= READ_SIZE as u64, "{taken} bytes at once");
+    }
+}

@@ -507,3 +507,54 @@ async fn tick(broker: Arc<Broker>, clock: Clock, mut stopping: watch::Receiver<b
         turn.finish(&broker);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream as StdTcpStream;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// The worker that asked for events went into a long turn, and the one that slept was not told:
+    /// nobody was served until the turn ended.
+    #[test]
+    fn one_worker_in_a_long_turn_leaves_nobody_unserved() {
+        const EVENTS: usize = 1_000;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build().expect("a runtime");
+        let server = Server::builder().build();
+        let address = runtime.block_on(server.listen("127.0.0.1:0")).expect("a free port");
+
+        // Each byte is an event and begins a turn, on the worker that asks for events: after many of
+        // them the other one is asleep. Then a turn lasts.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (begin, begun) = std::sync::mpsc::channel();
+        let (mut sender, receiver) = StdUnixStream::pair().expect("a pair of sockets");
+        receiver.set_nonblocking(true).expect("a socket option");
+        runtime.spawn(async move {
+            let mut receiver = UnixStream::from_std(receiver).expect("it is a socket");
+            for _ in 0..EVENTS {
+                receiver.read_u8().await.expect("a byte");
+                begin.send(()).expect("somebody waits for it");
+            }
+            let _ = held.recv(); // blocks its worker
+        });
+        for _ in 0..EVENTS {
+            sender.write_all(b"x").expect("it has room");
+            begun.recv().expect("it goes on");
+        }
+
+        let mut client = StdTcpStream::connect(address).expect("the kernel takes it");
+        client.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket option");
+        client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01x").expect("it has room");
+        let mut connack = [0; 4];
+        let answered = client.read_exact(&mut connack);
+        drop(release);
+        answered.expect("a CONNACK while a worker is busy");
+        assert_eq!(connack, [0x20, 2, 0, 0]);
+    }
+}
