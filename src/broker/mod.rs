@@ -21,6 +21,7 @@
 //! connection list and timers are leaves: nothing is locked while one of them is held, but for a
 //! group while its name is looked at.
 
+mod batch;
 mod config;
 mod connect;
 mod durable;

@@ -15,6 +15,7 @@ use super::memory;
 use super::message::{Framing, LazyMessage, Message};
 use super::outlet::Order;
 use super::queue::Queue;
+use super::record::ReceivedId;
 use super::records::Step;
 use super::replays::Replays;
 use super::session::{Delivered, Terms};
@@ -22,7 +23,7 @@ use super::stats::{DropReason, Tally};
 use super::subscription::Subscription;
 use super::will::Will;
 use crate::mqtt::{PacketId, PacketType, QoS, encode_ack};
-use crate::session::{Assigned, Inbound, Outbound, OutboundError, PubRecOutcome, Resend};
+use crate::session::{Assigned, Inbound, Outbound, OutboundError, PubRecOutcome, Received, Resend};
 
 /// Queued messages that a connected session keeps in memory; those behind them lie on disk only.
 const RESIDENT: usize = 1024;
@@ -311,6 +312,27 @@ impl State {
             durable.completed(id);
         }
         Ok(())
+    }
+
+    /// A PUBLISH with an identifier came: whether the message is to be handed on; `maximum` is how
+    /// many may be in flight. `on_disk` gets the record by which the disk will know the identifier
+    /// of a QoS 2 message.
+    pub(crate) fn receive(
+        &mut self,
+        id: PacketId,
+        qos: QoS,
+        maximum: u16,
+        on_disk: &mut Option<ReceivedId>,
+    ) -> Received {
+        let received = self.inbound.on_publish(id, qos, maximum);
+        if received == Received::New {
+            match (qos, &mut self.durable) {
+                (QoS::AtLeastOnce, _) => self.inbound.on_puback_sent(),
+                (_, Some(durable)) => *on_disk = Some(durable.receive(id)),
+                (_, None) => {}
+            }
+        }
+        received
     }
 
     /// PUBREL came: whether the identifier was known, and what has to be safe before PUBCOMP.

@@ -14,8 +14,8 @@ use crate::mqtt::{
 };
 
 /// A socket with room for so many bytes.
-struct Socket {
-    bytes: Mutex<Vec<u8>>,
+pub(super) struct Socket {
+    pub(super) bytes: Mutex<Vec<u8>>,
     room: AtomicUsize,
     pulse: Pulse,
 }
@@ -37,10 +37,10 @@ impl Outlet for Socket {
     }
 }
 
-struct Peer {
+pub(super) struct Peer {
     broker: Arc<Broker>,
-    socket: Arc<Socket>,
-    link: Link,
+    pub(super) socket: Arc<Socket>,
+    pub(super) link: Link,
     version: Version,
 }
 
@@ -55,7 +55,16 @@ impl Peer {
         clean_start: bool,
         will: Option<&str>,
     ) -> Self {
-        let version = Version::V311;
+        Self::connect_as(broker, Version::V311, client_id, clean_start, will)
+    }
+
+    pub(super) fn connect_as(
+        broker: &Arc<Broker>,
+        version: Version,
+        client_id: &str,
+        clean_start: bool,
+        will: Option<&str>,
+    ) -> Self {
         let socket = Arc::new(Socket {
             bytes: Mutex::default(),
             room: AtomicUsize::new(usize::MAX),
@@ -92,7 +101,7 @@ impl Peer {
         turn.finish(&self.broker);
     }
 
-    fn subscribe(&mut self, filter: &str, qos: QoS) {
+    pub(super) fn subscribe(&mut self, filter: &str, qos: QoS) {
         self.send(&Packet::Subscribe(Subscribe {
             packet_id: PacketId::FIRST,
             properties: Properties::default(),
