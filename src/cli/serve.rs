@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -15,7 +16,7 @@ use super::logging::{LogFormat, LogLevel};
 use super::size::parse_size;
 use crate::broker::{Config, QueuePolicy, Restored};
 use crate::mqtt::QoS;
-use crate::server::{Builder, Server, ServerError};
+use crate::server::{Builder, Rests, Server, ServerError};
 use crate::store::{self, Durability};
 
 /// An address could not be listened on.
@@ -65,6 +66,11 @@ pub(super) struct Args {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
+    /// When nearly all that comes is from many clients that send seldom, look for it this often,
+    /// in microseconds: less work for each message, which may wait so long; 0: at once
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 500,
+          value_parser = clap::value_parser!(u64).range(..=100_000))]
+    max_rest: u64,
 
     #[command(flatten, next_help_heading = "Durability")]
     disk: DiskArgs,
@@ -253,7 +259,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut config = args.limits.config();
     let room = usize::try_from(allowed.saturating_sub(SPARE_DESCRIPTORS)).unwrap_or(usize::MAX);
     config.max_connections = config.max_connections.min(room.max(1));
-    let runtime = runtime(args.threads).context("cannot start the runtime")?;
+    let runtime = runtime(args.threads, Duration::from_micros(args.max_rest))
+        .context("cannot start the runtime")?;
     let addresses = match (args.port, args.bind) {
         (Some(port), _) => vec![format!("0.0.0.0:{port}"), format!("[::]:{port}")],
         (None, bind) if bind.is_empty() => vec!["127.0.0.1:1883".to_owned()],
@@ -272,13 +279,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     run_in(runtime, serve(server, &addresses, args.port.is_some(), &limits))
 }
 
-fn runtime(threads: Option<usize>) -> io::Result<Runtime> {
+fn runtime(threads: Option<usize>, rest: Duration) -> io::Result<Runtime> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
         runtime.worker_threads(threads);
     }
     // A worker asks for new events after so many turns; tokio's 61 long ones would take half a second.
     runtime.event_interval(TURNS_PER_POLL);
+    let rests = Arc::new(Rests::new(rest));
+    let after = Arc::clone(&rests);
+    runtime.on_thread_park(move || rests.before_park());
+    runtime.on_thread_unpark(move || after.after_park());
     runtime.enable_all().build()
 }
 
@@ -401,7 +412,7 @@ mod tests {
     #[test]
     fn an_event_waits_for_a_few_turns_only() {
         const EVENTS: u32 = 5;
-        let runtime = runtime(Some(1)).expect("a runtime");
+        let runtime = runtime(Some(1), Duration::ZERO).expect("a runtime");
         let (mut sender, receiver) = StdUnixStream::pair().expect("a pair of sockets");
         receiver.set_nonblocking(true).expect("a socket option");
         let seen = Arc::new(AtomicU32::new(0));
@@ -441,7 +452,7 @@ mod tests {
         let (begin, begun) = tokio::sync::oneshot::channel();
         let (end, ended) = mpsc::channel();
         std::thread::spawn(move || {
-            let runtime = runtime(Some(2)).expect("a runtime");
+            let runtime = runtime(Some(2), Duration::ZERO).expect("a runtime");
             runtime.spawn(async move {
                 let _ = begin.send(());
                 let _ = held.recv(); // blocks its worker

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::Clock;
 use super::port::Port;
+use super::rest;
 use crate::broker::{Broker, Goodbye, Link, Outlet, Pulse, SharedOutlet, Turn, memory};
 
 /// Bytes that one read takes at most.
@@ -236,6 +237,8 @@ impl Serving {
             return Poll::Ready(Err(self.link.on_lost(turn)));
         }
         turn.add_bytes_received(count);
+        let silent = turn.now().saturating_sub(self.port.pulse().last_seen());
+        rest::note_read(silent >= rest::QUIET_MS);
         if in_place {
             buffer[..kept].copy_from_slice(&self.partial);
             self.partial.clear();

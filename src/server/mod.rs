@@ -27,6 +27,7 @@ mod connection;
 mod embedded;
 mod landing;
 mod port;
+mod rest;
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -39,6 +40,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub use embedded::Subscriber;
+pub use rest::Rests;
 
 use crate::broker::{
     Authenticator, Authorizer, Broker, Config, Journal, Millis, Providers, Recovered, Restored,
