@@ -257,8 +257,9 @@ impl Link {
                 }
             }
         }
+        let harmed = if self.held_by.is_empty() { None } else { self.harmed() };
         let (outlet, config) = (&self.outlet, self.broker.config());
-        self.held_by.retain(|session| session.hold_back(outlet, config));
+        self.held_by.retain(|session| session.hold_back(outlet, harmed, config));
         if self.is_held_by_disk() {
             return true;
         }
@@ -267,6 +268,29 @@ impl Link {
             matches!(&self.phase, Phase::Open(open) if open.session.hold_own(open.epoch, config));
         self.answers_wait = own && self.session().is_some_and(|session| session.is_held());
         own || !self.held_by.is_empty()
+    }
+
+    /// How many receivers its messages have, if some of them have nothing to do while others hold
+    /// it back. Those of its last topic are looked at.
+    fn harmed(&self) -> Option<usize> {
+        let Phase::Open(open) = &self.phase else { return None };
+        let route = &open.routes.as_ref()?.last()?.route;
+        let is_held_up = |session: &Arc<Session>| {
+            let holds_it = self.held_by.iter().any(|holder| Arc::ptr_eq(holder, session));
+            // Open says only that the outbox is not full, but a group is locked while it is asked.
+            !holds_it && session.flow() == Flow::Open
+        };
+        let has_nothing_to_do = |session: &Session| {
+            let state = session.lock();
+            state.is_idle() && state.queue.is_empty()
+        };
+        let is_harmful = route
+            .targets
+            .iter()
+            .any(|target| is_held_up(&target.session) && has_nothing_to_do(&target.session))
+            || route.groups.iter().any(|group| group.any(|member| is_held_up(member.session())));
+        // Who holds it need not be among those.
+        is_harmful.then(|| (route.targets.len() + route.groups.len()).max(2))
     }
 
     /// Whether others are the reason why it is not read: then its silence is not its own.
@@ -486,7 +510,7 @@ impl Open {
             turn.tally.dropped(super::stats::DropReason::Refused, 1); // [MQTT-4.8.2-6]
         }
         self.session.pump(&mut state, broker, idle, turn);
-        self.session.update_flow(&mut state, broker.config(), &mut turn.woken);
+        self.session.update_flow(&mut state, broker.config(), turn.now, &mut turn.woken);
         let replaying = !state.replays.is_empty();
         drop(state);
         if replaying {

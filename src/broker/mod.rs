@@ -33,6 +33,7 @@ mod mailbox;
 pub(crate) mod memory;
 mod message;
 mod outlet;
+mod pause;
 mod providers;
 mod publish;
 mod queue;
