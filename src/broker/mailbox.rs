@@ -415,6 +415,44 @@ mod tests {
     }
 
     #[test]
+    fn what_the_socket_does_not_take_is_counted_until_it_does() {
+        let mut link = link();
+        link.outbox.extend_from_slice(&[0; 100_000]);
+        link.count_growth();
+        assert_eq!(link.counted.get(), 0, "all of it may leave at the end of the turn");
+        let taken = link.take_outbox(1).expect("there is something");
+        link.put_back(taken, 10);
+        assert_eq!((link.waiting(), link.counted.get() >= 100_000), (99_990, true));
+        link.outbox.extend_from_slice(&[0; 100_000]);
+        link.count_growth();
+        assert!(link.counted.get() >= 200_000);
+        let taken = link.take_outbox(1).expect("there is something");
+        link.put_back(taken, 199_990);
+        assert_eq!((link.waiting(), link.counted.get()), (0, 0));
+        link.outbox.extend_from_slice(b"after");
+        link.keep(b"before ");
+        assert_eq!((&link.outbox[..], link.counted.get() >= 12), (&b"before after"[..], true));
+    }
+
+    #[test]
+    fn an_outbox_is_full_sooner_when_memory_runs_short() {
+        let of = |max_memory| Config { max_memory, ..Config::default() };
+        let mut much = memory::Counted::default();
+        much.set(10_000_000);
+        let (plenty, tight, full) = (of(1 << 40), of(15_000_000), of(9_000_000));
+        assert!(has_room(100_000, &plenty) && !has_room(1_048_576, &plenty));
+        assert!(has_room(10_000, &tight) && !has_room(100_000, &tight));
+        let mut link = link();
+        link.outbox = vec![0; 10_000];
+        assert_eq!(link.refuses(&full), None, "that is little");
+        link.outbox = vec![0; 100_000];
+        assert_eq!(link.refuses(&plenty), None);
+        assert_eq!(link.refuses(&full), Some(DropReason::MemoryLimit));
+        link.slow = true;
+        assert_eq!(link.refuses(&plenty), Some(DropReason::SlowConsumer));
+    }
+
+    #[test]
     fn nothing_comes_before_connack() {
         let mut link = link();
         link.outbox.extend_from_slice(b"connack");

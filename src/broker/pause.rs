@@ -21,6 +21,10 @@
 //! receiver, or several that are equally full, have their publisher wait as long as each grace
 //! brings half an outbox, without loss.
 //!
+//! Who has nothing to do is asked when the publisher begins to wait and, as long as nobody is known
+//! to be harmed, at each tick of the broker. Both are samples, which is all that is needed: who
+//! pauses often is caught often.
+//!
 //! Not counted: a pause for a full queue of QoS 1 and 2. Half of it within the grace is no trickle.
 
 use super::Millis;
@@ -62,6 +66,11 @@ impl PauseDebt {
         if self.pauses {
             self.harmed = self.harmed.max(receivers as u64);
         }
+    }
+
+    /// Whether somebody else is known to be harmed by the pause that there is.
+    pub(crate) fn is_blamed(&self) -> bool {
+        self.harmed > 0
     }
 
     /// Nobody waits for the receiver from now on.

@@ -27,6 +27,8 @@ use crate::mqtt::QoS;
 const OWN_FACTOR: usize = 4;
 /// Writes that one thread does for one session before it leaves the rest to the session's task.
 const WRITES_PER_DRAIN: usize = 16;
+/// Publishers held back by one session that a tick has look whether others are harmed by that.
+const ASKED_PER_TICK: usize = 4;
 
 /// The most of a client identifier that the log shows.
 const LOGGED_CHARS: usize = 64;
@@ -445,7 +447,12 @@ impl Session {
                     woken = self.give_up(link, now, stats);
                     false
                 }
-                Some(_) => true,
+                Some(_) => {
+                    if !link.debt.is_blamed() {
+                        woken.extend(link.waiters.iter().take(ASKED_PER_TICK).cloned());
+                    }
+                    true
+                }
                 None => false,
             };
             link.watched
