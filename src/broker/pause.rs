@@ -15,11 +15,11 @@
 //! nothing else limits them, somebody is full nearly always, and with many receivers another one
 //! has nothing to do at that moment. Nor would a rate: what a receiver can take at best is unknown,
 //! and a thousandth of a busy machine is little. What can be said is whether the publisher, held
-//! back or not, has its receivers sent as much together as a broker does without effort. Then
-//! nobody is harmed who could not be harmed by one receiver more; a processor taken away for a
-//! while is paid for by the next pauses. And nothing counts where nobody else is harmed: a lone
-//! receiver, or several that are equally full, have their publisher wait as long as each grace
-//! brings half an outbox, without loss.
+//! back or not, has its receivers sent as much together as a broker does without effort: what they
+//! share then is a machine at its limit. A processor taken away for a while is paid for by the
+//! next pauses. And nothing counts where nobody else is harmed: a lone receiver, or several that
+//! are equally full, have their publisher wait without loss as long as each grace brings half an
+//! outbox.
 //!
 //! Who has nothing to do is asked when the publisher begins to wait and, as long as nobody is known
 //! to be harmed, at each tick of the broker. Both are samples, which is all that is needed: who
@@ -77,6 +77,12 @@ impl PauseDebt {
     pub(crate) fn end(&mut self, now: Millis) {
         self.settle(now);
         (self.pauses, self.harmed) = (false, 0);
+    }
+
+    /// Owes no more than this from now on: a process that stood still for a minute says nothing of
+    /// the receiver.
+    pub(crate) fn cap(&mut self, most_ms: u64) {
+        self.owed_us = self.owed_us.min(most_ms.saturating_mul(1000));
     }
 
     /// Counts what has happened up to now.
@@ -172,5 +178,10 @@ mod tests {
         debt.settle(1_000_600);
         assert!(debt.exceeds(GRACE));
         assert!(!debt.exceeds(u64::MAX), "the grace is endless");
+        debt.settle(2_000_000);
+        debt.cap(GRACE + 100);
+        debt.end(2_000_000);
+        debt.begin(2_001_000);
+        assert!(!debt.exceeds(GRACE), "forgiven in a second");
     }
 }

@@ -20,7 +20,7 @@ use super::shared::ShareGroup;
 use super::state::State;
 use super::stats::{DropReason, Stats, Tally};
 use super::turn::Turn;
-use super::{Broker, Millis};
+use super::{Broker, Millis, TICK_MS};
 use crate::mqtt::QoS;
 
 /// A peer that does not read is not read either when so many times an outbox's bound waits for it.
@@ -373,8 +373,9 @@ impl Session {
             link.full_since = Some(turn.now);
             if outbox_full {
                 link.debt.begin(turn.now);
-                if link.debt.exceeds(config.slow_grace_ms) {
-                    turn.woken.append(&mut self.give_up(link, turn.now, broker.stats()));
+                let grace = config.slow_grace_ms;
+                if link.debt.exceeds(grace) {
+                    turn.woken.append(&mut self.give_up(link, turn.now, grace, broker.stats()));
                     return;
                 }
             }
@@ -444,7 +445,7 @@ impl Session {
             link.watched = match link.full_since {
                 Some(_) if link.slow => false,
                 Some(since) if now.saturating_sub(since) >= grace || link.debt.exceeds(grace) => {
-                    woken = self.give_up(link, now, stats);
+                    woken = self.give_up(link, now, grace, stats);
                     false
                 }
                 Some(_) => {
@@ -464,9 +465,17 @@ impl Session {
     }
 
     /// The session, with this link, is slow from now on. Returns the publishers that wait for it.
-    fn give_up(&self, link: &mut LinkState, now: Millis, stats: &Stats) -> Vec<SharedOutlet> {
+    fn give_up(
+        &self,
+        link: &mut LinkState,
+        now: Millis,
+        grace_ms: u64,
+        stats: &Stats,
+    ) -> Vec<SharedOutlet> {
         link.slow = true;
         link.debt.end(now);
+        // What a tick comes late it still owes.
+        link.debt.cap(grace_ms.saturating_add(2 * TICK_MS));
         self.set_flow(Flow::Slow);
         if stats.add_slow_consumer(now) {
             let client: String = self.client_id.chars().take(LOGGED_CHARS).collect();
