@@ -275,20 +275,17 @@ impl Link {
     fn harmed(&self) -> Option<usize> {
         let Phase::Open(open) = &self.phase else { return None };
         let route = &open.routes.as_ref()?.last()?.route;
-        let is_held_up = |session: &Arc<Session>| {
-            let holds_it = self.held_by.iter().any(|holder| Arc::ptr_eq(holder, session));
-            // Open says only that the outbox is not full, but a group is locked while it is asked.
-            !holds_it && session.flow() == Flow::Open
-        };
         let has_nothing_to_do = |session: &Session| {
             let state = session.lock();
             state.is_idle() && state.queue.is_empty()
         };
+        let is_open = |session: &Session| session.flow() == Flow::Open;
         let is_harmful = route
             .targets
             .iter()
-            .any(|target| is_held_up(&target.session) && has_nothing_to_do(&target.session))
-            || route.groups.iter().any(|group| group.any(|member| is_held_up(member.session())));
+            .any(|target| is_open(&target.session) && has_nothing_to_do(&target.session))
+            // To have room is all that a member needs to be given the next message.
+            || route.groups.iter().any(|group| group.any(|member| is_open(member.session())));
         // Who holds it need not be among those.
         is_harmful.then(|| (route.targets.len() + route.groups.len()).max(2))
     }

@@ -338,8 +338,8 @@ struct Flood {
 }
 
 impl Flood {
-    const PAYLOAD: usize = 5_000;
-    const OUTBOX: usize = 100_000;
+    const PAYLOAD: usize = 1_000;
+    const OUTBOX: usize = 20_000;
 
     fn new(subscribers: usize) -> Self {
         let config =
