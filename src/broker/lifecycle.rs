@@ -175,7 +175,7 @@ impl Broker {
             session.await_disk(state, self);
         }
         session.set_flow(Flow::Open);
-        session.update_flow(state, self.config(), &mut turn.woken);
+        session.update_flow(state, self.config(), turn.now, &mut turn.woken);
     }
 
     /// Takes the session from the connection that has it, if any: the client connected again
@@ -240,7 +240,7 @@ impl Broker {
         self.arm(session, &mut state);
         state.spill();
         let mut woken = Vec::new();
-        session.update_flow(&mut state, self.config(), &mut woken);
+        session.update_flow(&mut state, self.config(), now, &mut woken);
         let orphans = self.orphans(session, &mut state);
         drop(state);
         give_away(session, orphans, self, turn);

@@ -266,8 +266,9 @@ impl Link {
                 }
             }
         }
+        let harmed = if self.held_by.is_empty() { None } else { self.harmed() };
         let (outlet, config) = (&self.outlet, self.broker.config());
-        self.held_by.retain(|session| session.hold_back(outlet, config));
+        self.held_by.retain(|session| session.hold_back(outlet, harmed, config));
         if self.is_held_by_disk() {
             return true;
         }
@@ -276,6 +277,26 @@ impl Link {
             matches!(&self.phase, Phase::Open(open) if open.session.hold_own(open.epoch, config));
         self.answers_wait = own && self.session().is_some_and(|session| session.is_held());
         own || !self.held_by.is_empty()
+    }
+
+    /// How many receivers its messages have, if some of them have nothing to do while others hold
+    /// it back. Those of its last topic are looked at.
+    fn harmed(&self) -> Option<usize> {
+        let Phase::Open(open) = &self.phase else { return None };
+        let route = &open.routes.as_ref()?.last()?.route;
+        let has_nothing_to_do = |session: &Session| {
+            let state = session.lock();
+            state.is_idle() && state.queue.is_empty()
+        };
+        let is_open = |session: &Session| session.flow() == Flow::Open;
+        let is_harmful = route
+            .targets
+            .iter()
+            .any(|target| is_open(&target.session) && has_nothing_to_do(&target.session))
+            // To have room is all that a member needs to be given the next message.
+            || route.groups.iter().any(|group| group.any(|member| is_open(member.session())));
+        // Who holds it need not be among those.
+        is_harmful.then(|| (route.targets.len() + route.groups.len()).max(2))
     }
 
     /// Whether others are the reason why it is not read: then its silence is not its own.
@@ -495,7 +516,7 @@ impl Open {
             return done; // makes room for the sender of the message, not for its receiver
         }
         self.session.pump(&mut state, broker, idle, turn);
-        self.session.update_flow(&mut state, broker.config(), &mut turn.woken);
+        self.session.update_flow(&mut state, broker.config(), turn.now, &mut turn.woken);
         let replaying = !state.replays.is_empty();
         drop(state);
         if replaying {

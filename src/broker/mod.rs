@@ -34,6 +34,7 @@ mod mailbox;
 pub(crate) mod memory;
 mod message;
 mod outlet;
+mod pause;
 mod providers;
 mod publish;
 mod queue;

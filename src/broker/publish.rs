@@ -443,8 +443,8 @@ impl Open {
                 turn.tally.dropped(DropReason::Offline, run.count);
                 continue;
             };
-            if link.is_slow() {
-                turn.tally.dropped(DropReason::SlowConsumer, run.count);
+            if let Some(reason) = link.refuses(config) {
+                turn.tally.dropped(reason, run.count);
                 continue;
             }
             if !target.identifiers.is_empty() || !link.takes_plain_frames(run.largest + CONVERSION)
@@ -466,16 +466,15 @@ impl Open {
             if idle && link.waiting() == 0 && bytes.len() >= WRITE_THROUGH {
                 turn.tally.sent += run.count;
                 turn.tally.publish_bytes_sent += run.payload_bytes();
-                target.session.write_through(state, bytes, config, turn);
-            } else if link.append_run(bytes, config) {
+                target.session.write_through(state, bytes, broker, turn);
+            } else {
+                link.outbox.extend_from_slice(bytes);
                 turn.tally.sent += run.count;
                 turn.tally.publish_bytes_sent += run.payload_bytes();
                 if idle {
                     turn.touch(&target.session);
                 }
-                target.session.note_filled(&mut state, config, turn);
-            } else {
-                turn.tally.dropped(DropReason::SlowConsumer, run.count);
+                target.session.note_filled(&mut state, broker, turn);
             }
         }
         turn.converted = converted;

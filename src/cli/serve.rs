@@ -186,14 +186,15 @@ struct Limits {
     #[arg(long, value_name = "N", default_value_t = Config::default().ack_retries)]
     ack_retries: u32,
     /// Memory for what clients have the broker keep, all sessions together: messages, retained
-    /// messages, wills, subscriptions; past half of it, who has much gets no more [default: half
-    /// of what the machine or container has]
+    /// messages, wills, subscriptions, what waits for full sockets; past half of it, who has much
+    /// gets no more [default: half of what the machine or container has]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     max_memory: Option<u64>,
     /// Bytes waiting for one connection's socket from which on publishers are held back
     #[arg(long, value_name = "BYTES", default_value_t = Config::default().outbox_bytes)]
     outbox_bytes: usize,
-    /// How long a full connection holds publishers back until it counts as slow
+    /// How long a full connection holds publishers back until it counts as slow, at a stretch; and
+    /// all in all, beyond a tenth of the time, where other receivers of theirs go short
     #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = parse_span)]
     slow_grace: Span,
     /// How often $SYS is published in seconds; 0: never

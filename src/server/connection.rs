@@ -45,9 +45,6 @@ thread_local! {
 /// idle ones are what a broker has most of.
 pub(super) struct Connection(Option<Serving>);
 
-/// Bytes that are in the broker's count of memory for as long as this lives.
-struct Counted(usize);
-
 /// What a connection has to remember between two turns.
 struct Serving {
     socket: OwnedReadHalf,
@@ -60,7 +57,7 @@ struct Serving {
     /// `partial` holds whole packets, to be handled before anything is read.
     unfinished: bool,
     /// Bytes of `partial` that the broker's count of memory knows of.
-    counted: Counted,
+    counted: memory::Counted,
     paused: bool,
     /// Dropped when the connection is over: the server waits for that when it stops.
     alive: mpsc::Sender<()>,
@@ -86,7 +83,7 @@ impl Connection {
             clock,
             partial: Vec::new(),
             unfinished: false,
-            counted: Counted(0),
+            counted: memory::Counted::default(),
             paused: false,
             alive,
         }))
@@ -104,12 +101,6 @@ impl Future for Connection {
             serving.end(goodbye);
         }
         Poll::Ready(())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        memory::give_back(self.0);
     }
 }
 
@@ -178,13 +169,8 @@ impl Serving {
     /// for it.
     fn is_too_much(&mut self) -> bool {
         let large = Some(self.partial.capacity()).filter(|bytes| *bytes > LARGE_PACKET);
-        let (before, now) = (self.counted.0, large.unwrap_or(0));
-        if before == now {
-            return false;
-        }
-        memory::give_back(before);
-        memory::take(now);
-        self.counted.0 = now;
+        let (before, now) = (self.counted.get(), large.unwrap_or(0));
+        self.counted.set(now);
         now > before && memory::is_scarce(self.broker.config().max_memory)
     }
 
