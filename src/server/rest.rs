@@ -3,10 +3,11 @@
 //! A thousand devices that each send ten messages a second wake the workers for every message, and
 //! waking, being scheduled and waking the receivers costs more than all that is done with the
 //! message. So when nearly all that comes is from clients that had been quiet, workers rest for
-//! half a millisecond before they look again, as network cards do with their interrupts
-//! (1,000 pairs, 10,000 messages per second on two processors, of mosquitto's time per message: 0.96
-//! before, 0.66 with it at QoS 0, 1.1 and 0.7 at QoS 1). One of them is enough to look; the others
-//! rest longer as long as that one has time to spare.
+//! most of a millisecond before they look again, as network cards do with their interrupts. One of
+//! them is enough to look; the others rest longer as long as that one has time to spare.
+//! Measured with 1,000 pairs and 10,000 messages per second on two processors, medians of five
+//! rounds: 45 to 28 µs of broker time per message at QoS 0, 68 to 42 at QoS 1; the median latency
+//! grows from 0.2 to 0.8 ms, while the 99th percentile stays below mosquitto's.
 //!
 //! Who sends again within [`QUIET_MS`] is never waited with: as soon as a tenth of what comes is
 //! from such clients nobody rests. And a message that comes while nobody rests, be it the first
