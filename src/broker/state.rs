@@ -25,8 +25,10 @@ use super::will::Will;
 use crate::mqtt::{PacketId, PacketType, QoS, encode_ack};
 use crate::session::{Assigned, Inbound, Outbound, OutboundError, PubRecOutcome, Received, Resend};
 
-/// Queued messages that a connected session keeps in memory; those behind them lie on disk only.
-const RESIDENT: usize = 1024;
+/// What is queued for a connected session in memory, in bytes; what is behind that lies on disk only.
+/// Enough for a receiver that stood still for a moment: one that has to be read for costs the broker
+/// twice as much, and at a high rate would never catch up.
+const RESIDENT: usize = 4 * 1024 * 1024;
 /// Messages that are read from disk at once.
 const LOADED: usize = 512;
 /// And bytes of them, or one message.
@@ -196,7 +198,7 @@ impl State {
         if may_be_sent {
             return self.send(message, terms, how);
         }
-        let is_resident = self.queue.len() < RESIDENT;
+        let is_resident = self.queue.bytes() < RESIDENT && !memory::is_tight(config.max_memory);
         let keep = if is_resident { Kept::new } else { Kept::spilled };
         self.enqueue(config, keep(message, terms), tally)
     }
@@ -491,9 +493,13 @@ impl State {
 
     /// The connection is gone: what lies on disk need not lie in memory.
     pub(crate) fn spill(&mut self) {
-        let in_flight = self.outbound.messages_mut().filter_map(|kept| kept.as_mut());
-        // Those further behind are not in memory anyway.
-        in_flight.chain(self.queue.iter_mut().take(2 * RESIDENT)).for_each(Kept::spill);
+        self.outbound.messages_mut().filter_map(|kept| kept.as_mut()).for_each(Kept::spill);
+        let mut bytes = 0;
+        let may_be_here = |kept: &&mut Kept| {
+            bytes += kept.size();
+            bytes <= 2 * RESIDENT // those further behind are not in memory anyway
+        };
+        self.queue.iter_mut().take_while(may_be_here).for_each(Kept::spill);
     }
 
     /// Drops queued messages whose lifetime is over.

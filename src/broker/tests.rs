@@ -633,3 +633,35 @@ fn a_will_is_on_disk_as_a_message_before_its_session_forgets_it() {
     let lost = ["c with will Some(\"second\")", "message second", "c with will None"];
     assert_eq!(log.take(), lost);
 }
+
+/// A receiver that had stood still for some milliseconds had to be read for from the disk, which
+/// cost so much that it fell ever further behind.
+#[test]
+fn what_waits_for_a_connected_session_is_in_memory_up_to_a_bound() {
+    let broker = broker_with(&Arc::new(Log::default()));
+    let mut reader = Peer::connect(&broker, "reader", false);
+    reader.subscribe("a/b", QoS::AtLeastOnce);
+    let session = broker.sessions().get("reader").expect("it is connected");
+    let publish = |payload: &str| {
+        let mut turn = Turn::default();
+        turn.begin(1);
+        broker.publish(message(payload, QoS::AtLeastOnce, false), &mut turn);
+        turn.finish(&broker);
+    };
+    let queued = || {
+        let state = session.lock();
+        let on_disk = state.queue.iter().filter(|kept| kept.stored_at().is_some()).count();
+        (state.queue.len(), on_disk)
+    };
+    (0..5_000).for_each(|_| publish("small"));
+    assert_eq!(queued(), (4_000, 0), "1,000 are in flight");
+    let large = "x".repeat(100_000);
+    (0..100).for_each(|_| publish(&large));
+    let (_, on_disk) = queued();
+    assert!(
+        (58..70).contains(&on_disk),
+        "4 MiB of 10.7 are in memory, not {on_disk} of 100 on disk"
+    );
+    drop(reader); // it is lost
+    assert_eq!(queued(), (4_100, 4_100), "nobody waits for them now");
+}
