@@ -23,6 +23,7 @@
 
 mod config;
 mod connect;
+mod crowd;
 mod durable;
 mod index;
 mod journal;
@@ -38,6 +39,7 @@ mod publish;
 mod queue;
 mod record;
 mod records;
+mod remains;
 mod replays;
 mod restore;
 mod retained;
@@ -81,6 +83,7 @@ pub use subscription::Subscription;
 pub use turn::Turn;
 
 use lifecycle::{Discarded, Timers};
+use remains::Waiting;
 use shared::ShareGroup;
 use sys::Sys;
 
@@ -134,6 +137,8 @@ pub struct Broker {
     hasher: DefaultHashBuilder,
     timers: Timers,
     discarded: Discarded,
+    /// What is left of sessions that have ended.
+    remains: Mutex<Waiting>,
     /// Sessions that are full: each tick asks whether their grace is over.
     watched: Mutex<Vec<Weak<Session>>>,
     connections: Mutex<Connections>,
@@ -176,6 +181,7 @@ impl Broker {
             hasher: DefaultHashBuilder::default(),
             timers: Timers::default(),
             discarded: Discarded::default(),
+            remains: Mutex::default(),
             watched: Mutex::default(),
             connections: Mutex::default(),
             groups: Mutex::default(),
@@ -223,8 +229,9 @@ impl Broker {
         self.providers.journal.as_ref()
     }
 
-    /// Time has passed: what is due is done. To be called every [`TICK_MS`].
-    pub fn tick(&self, turn: &mut Turn) {
+    /// Time has passed: what is due is done. To be called every [`TICK_MS`]. True: there is more of
+    /// it than one turn should do, and [`go_on`](Self::go_on) does the rest.
+    pub fn tick(&self, turn: &mut Turn) -> bool {
         self.last_tick.store(turn.now, Ordering::Relaxed);
         let tick = self.ticks.fetch_add(1, Ordering::Relaxed);
         self.check_watched(turn.now);
@@ -242,6 +249,16 @@ impl Broker {
         }
         self.tell_memory(turn.now);
         self.publish_sys(turn);
+        self.take_remains_apart(turn);
+        turn.is_over()
+    }
+
+    /// Does more of what the last tick left undone, in another turn. True: there is still more, for
+    /// when others have had their turns.
+    pub fn go_on(&self, turn: &mut Turn) -> bool {
+        self.run_timers(turn);
+        self.take_remains_apart(turn);
+        turn.is_over()
     }
 
     /// Says in the log that memory has run short: when it begins, and then once a minute.
