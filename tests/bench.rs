@@ -1,11 +1,18 @@
 //! `surgemq bench`, the binary: against the byte relay, so that it needs no broker.
 
+#[path = "common/broker.rs"]
+mod broker;
+#[path = "common/keys.rs"]
+mod keys;
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use broker::Broker;
+use keys::keys;
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_surgemq");
@@ -71,34 +78,6 @@ fn own(flags: &[&[&str]]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A broker on a free port, stopped when dropped.
-struct Serve {
-    child: Child,
-    url: String,
-}
-
-impl Serve {
-    fn start() -> Self {
-        let mut child = Command::new(PROGRAM)
-            .args(["serve", "--bind", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let address = line.split(" listening on ").nth(1).unwrap().split(' ').next().unwrap();
-        Self { url: format!("mqtt://{address}"), child }
-    }
-}
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Whether a broker has a session of this identifier; it is gone or busy with us afterwards.
 fn has_session(url: &str, id: &str) -> bool {
     let mut socket = TcpStream::connect(url.strip_prefix("mqtt://").unwrap()).unwrap();
@@ -114,30 +93,10 @@ fn has_session(url: &str, id: &str) -> bool {
     answer[2] == 1
 }
 
-/// Every key of the document, as paths; arrays count as their first element.
-fn keys(value: &Value, path: &str, all: &mut BTreeSet<String>) {
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                all.insert(path.clone());
-                keys(value, &path, all);
-            }
-        }
-        Value::Array(items) => {
-            if let Some(first) = items.first() {
-                keys(first, path, all);
-            }
-        }
-        _ => {}
-    }
-}
-
 #[test]
 fn json_keys_are_a_promise() {
     let report = Relay::start().json(&["1:1", "-m", "20000", "-r", "100000", "--seed", "7"]);
-    let mut found = BTreeSet::new();
-    keys(&report, "", &mut found);
+    let mut found = keys(&report);
     let percentiles = "count min_us mean_us p50_us p90_us p99_us p99.9_us p99.99_us max_us \
                        histogram histogram.from_us histogram.to_us histogram.count";
     let round = "seconds sent delivered sent_per_s delivered_per_s messages_per_s expected lost \
@@ -346,14 +305,15 @@ fn offline_sessions_are_queued_for_and_resumed() {
 /// On a broker of somebody else's the sessions are removed at the end, unless they shall stay.
 #[test]
 fn sessions_are_removed_or_kept() {
-    let broker = Serve::start();
+    let broker = Broker::start();
+    let url = format!("mqtt://{}:{}", broker.host, broker.port);
     let run = |flags: &[&str]| {
         let base = ["fanin", "-n", "2", "-m", "100", "-q", "1", "-o", "json", "--persistent"];
-        let base = [&base[..], &["--offline", "3", "--url", &broker.url], flags].concat();
+        let base = [&base[..], &["--offline", "3", "--url", &url], flags].concat();
         let output = bench(&base);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    let has = |id: &str| has_session(&broker.url, id);
+    let has = |id: &str| has_session(&url, id);
     run(&["--seed", "1"]);
     for gone in ["bench-00000001-s0", "bench-00000001-o0", "bench-00000001-o2"] {
         assert!(!has(gone), "{gone}");

@@ -505,6 +505,8 @@ fn pub_sends_the_same() {
         (3, "-t p/1 -m again --repeat 3 -q 1".to_owned(), ""),
         (2, "-t p/1 -m again --repeat 2 --repeat-delay 0.1".to_owned(), ""),
         (1, format!("-L mqtt://127.0.0.1:{port}/p/url -m url"), ""),
+        (1, format!("-L mqtt://localhost:1/p/url -m url -h 127.0.0.1 -p {port} -t p/last"), ""),
+        (1, format!("-h nowhere.invalid -L mqtt://127.0.0.1:{port}/p/url -m url"), ""),
         (1, "-t p/31 -m old -V mqttv31 -q 1".to_owned(), ""),
         (1, format!("-t p/props -m x {properties}"), ""),
         (2, "-t p/alias -m x --repeat 2 -q 1 -D publish topic-alias 1".to_owned(), ""),
@@ -520,7 +522,7 @@ fn pub_sends_the_same() {
             let watcher = command(Whose::Theirs, "sub", &watch).spawn().unwrap();
             broker.wait_for("Sending SUBACK", 1);
             let mut words: Vec<&str> = arguments.split_whitespace().collect();
-            if words[0] != "-L" {
+            if !words.contains(&"-L") {
                 words.extend(["-h", "127.0.0.1", "-p", &port]);
             }
             let output = finish_with_input(command(whose, "pub", &words), input.as_bytes());

@@ -4,12 +4,19 @@
 //! A broker that loses nothing is had by killing not the broker but a proxy in front of it: for
 //! the clients that is a broker which dies at any moment and remembers everything.
 
+#[path = "common/broker.rs"]
+mod broker;
+#[path = "common/keys.rs"]
+mod keys;
+
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
+use broker::Broker;
+use keys::keys;
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_surgemq");
@@ -63,45 +70,17 @@ fn proxy() {
     }
 }
 
-/// A broker that is not killed until dropped.
-struct Broker {
-    child: Child,
-    address: String,
-}
-
-impl Broker {
-    fn start() -> Self {
-        let mut child = Command::new(PROGRAM)
-            .args(["serve", "--bind", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let address = line.split(' ').find(|word| word.starts_with("127.0.0.1:")).unwrap();
-        Self { address: address.to_owned(), child }
-    }
-
-    /// The command that starts a proxy in front of it.
-    fn behind_proxy(&self) -> String {
-        let test = std::env::current_exe().unwrap();
-        let ports = format!("127.0.0.1:{{port}} {}", self.address);
-        format!("{PROXY}='{ports}' exec '{}' --exact proxy --nocapture", test.display())
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The command that starts a proxy in front of a broker.
+fn proxy_of(broker: &Broker) -> String {
+    let test = std::env::current_exe().unwrap();
+    let ports = format!("127.0.0.1:{{port}} {}:{}", broker.host, broker.port);
+    format!("{PROXY}='{ports}' exec '{}' --exact proxy --nocapture", test.display())
 }
 
 #[test]
 fn a_broker_that_remembers_everything_passes() {
     let broker = Broker::start();
-    let (code, report) = report(&["--rounds", "8", "--broker", &broker.behind_proxy()]);
+    let (code, report) = report(&["--rounds", "8", "--broker", &proxy_of(&broker)]);
     assert_eq!((code, &report["passed"]), (Some(0), &Value::from(true)), "{report:#}");
     assert_eq!((&report["kills"], &report["seed"]), (&Value::from(8), &Value::from(3)));
     for qos in ["qos1", "qos2"] {
@@ -209,30 +188,10 @@ fn the_text_has_seed_and_verdict() {
     assert!(stderr.contains("--seed 3") && stderr.lines().count() == 1, "{stderr}");
 }
 
-/// Every key of the document, as paths; arrays count as their first element.
-fn keys(value: &Value, path: &str, all: &mut BTreeSet<String>) {
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                all.insert(path.clone());
-                keys(value, &path, all);
-            }
-        }
-        Value::Array(items) => {
-            if let Some(first) = items.first() {
-                keys(first, path, all);
-            }
-        }
-        _ => {}
-    }
-}
-
 #[test]
 fn json_keys_are_a_promise() {
     let (_, report) = report(&["--rounds", "1", "--broker", FORGETFUL]);
-    let mut found = BTreeSet::new();
-    keys(&report, "", &mut found);
+    let mut found = keys(&report);
     found.retain(|key| !key.starts_with("violation_counts."));
     let expected = "version seed passed interrupted seconds rounds kills kills_while_starting qos1 \
         qos1.published qos1.acknowledged qos1.delivered qos1.duplicates qos2 qos2.published \

@@ -196,6 +196,7 @@ impl<'a> Connection<'a> {
         let now = clock::now();
         let bytes = &scratch[..filled];
         let before = self.receiving.as_ref().map_or(0, |receiving| receiving.delivered);
+        let is_waited_for = self.acknowledgements_are_waited_for(shared);
         let mut at = 0;
         while let Some(found) = scan::next(&bytes[at..])? {
             at += found.len;
@@ -214,7 +215,7 @@ impl<'a> Connection<'a> {
         if self.carry.len() == scratch.len() {
             return Err(Broken::TooLarge);
         }
-        if self.has_window() {
+        if is_waited_for {
             self.write(shared, now)?;
         } else {
             self.flush()?;
@@ -289,6 +290,13 @@ impl<'a> Connection<'a> {
             publishing.close(id, reason, shared, now);
         }
         Ok(())
+    }
+
+    /// Whether its publisher sends when an acknowledgement comes: not one that is driven by the
+    /// clock and has room in its window.
+    fn acknowledgements_are_waited_for(&self, shared: &Shared<'_>) -> bool {
+        let window = self.publishing.as_ref().and_then(|part| part.window.as_ref());
+        window.is_some_and(|window| shared.schedule == Schedule::Unthrottled || window.room() == 0)
     }
 
     /// Whether acknowledgements, not the socket, hold its publisher back.

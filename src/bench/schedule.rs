@@ -31,6 +31,14 @@ impl Schedule {
         })
     }
 
+    /// When the first message should leave; 0 if nothing says so.
+    pub(super) fn start(&self) -> u64 {
+        match *self {
+            Self::Unthrottled => 0,
+            Self::Paced { start, .. } => start,
+        }
+    }
+
     /// When message number `number` of a publisher should leave; `now` if nothing says so.
     pub(super) fn intended(&self, publisher: u32, number: u64, now: u64) -> u64 {
         match *self {

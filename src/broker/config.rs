@@ -69,11 +69,12 @@ pub struct Config {
     /// Disconnect after so many of those.
     pub ack_retries: u32,
     /// Bytes of memory for what clients have the broker keep, all sessions together; past half of
-    /// it, who has much gets no more. Counted once for all brokers of a process; `u64::MAX`: no limit.
+    /// it, who has much gets no more, and an outbox is full at 64 KiB. Counted once for all brokers of a process; `u64::MAX`: no limit.
     pub max_memory: u64,
     /// Bytes waiting for one connection's socket from which on publishers are held back.
     pub outbox_bytes: usize,
-    /// How long a full connection holds publishers back until it counts as slow.
+    /// How long a full connection holds publishers back until it counts as slow: at a stretch, and
+    /// all in all, beyond a tenth of the time, where other receivers of theirs go short.
     pub slow_grace_ms: u64,
     /// How often `$SYS` is published; 0: never.
     pub sys_interval_secs: u64,

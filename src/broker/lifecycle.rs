@@ -192,7 +192,7 @@ impl Broker {
             session.await_disk(state, self);
         }
         session.set_flow(Flow::Open);
-        session.update_flow(state, self.config(), &mut turn.woken);
+        session.update_flow(state, self.config(), turn.now, &mut turn.woken);
     }
 
     /// Takes the session from the connection that has it, if any: the client connected again
@@ -257,7 +257,7 @@ impl Broker {
         self.arm(session, &mut state);
         state.spill();
         let mut woken = Vec::new();
-        session.update_flow(&mut state, self.config(), &mut woken);
+        session.update_flow(&mut state, self.config(), now, &mut woken);
         let orphans = self.orphans(session, &mut state);
         drop(state);
         give_away(session, orphans, self, turn);
@@ -370,6 +370,8 @@ impl Broker {
             (displaced, will, orphans, remains, (state.durable.take(), outbound))
         };
         self.sessions().remove(session);
+        // At once, or each message for a group would ask all members that have ended.
+        remains.leave_groups();
         give_away(session, orphans, self, turn);
         if let Some(will) = will {
             self.publish_will(&will, turn);

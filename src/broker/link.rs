@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll};
 
+use super::batch::Kind;
 use super::connect::Asking;
 use super::outlet::{Order, SharedOutlet};
 use super::publish::{PLAIN_PUBLISH, RouteCache};
@@ -22,7 +23,8 @@ use super::subscribe::Listed;
 use super::turn::Turn;
 use super::{Broker, Millis};
 use crate::mqtt::{
-    DecodeError, Disconnect, Frame, Packet, PacketType, Properties, ReasonCode, Role, Version,
+    Ack, DecodeError, Disconnect, Frame, Packet, PacketId, PacketType, Properties, ReasonCode,
+    Role, Version,
 };
 use crate::session::{InboundAliases, OutboundError};
 
@@ -209,6 +211,13 @@ impl Link {
                         *at += handled;
                         continue;
                     }
+                    if let Some(kind) = Kind::of(frame.first)
+                        && let Some(handled) =
+                            open.on_batch(broker, kind, &bytes[*at..], &frame, turn)?
+                    {
+                        *at += handled;
+                        continue;
+                    }
                     let is_list =
                         frame.is(PacketType::Subscribe) || frame.is(PacketType::Unsubscribe);
                     if is_list && !open.on_filters(broker, &frame, turn)? {
@@ -269,8 +278,9 @@ impl Link {
                 }
             }
         }
+        let harmed = if self.held_by.is_empty() { None } else { self.harmed() };
         let (outlet, config) = (&self.outlet, self.broker.config());
-        self.held_by.retain(|session| session.hold_back(outlet, config));
+        self.held_by.retain(|session| session.hold_back(outlet, harmed, config));
         if self.is_held_by_disk() {
             return true;
         }
@@ -279,6 +289,26 @@ impl Link {
             matches!(&self.phase, Phase::Open(open) if open.session.hold_own(open.epoch, config));
         self.answers_wait = own && self.session().is_some_and(|session| session.is_held());
         own || !self.held_by.is_empty()
+    }
+
+    /// How many receivers its messages have, if some of them have nothing to do while others hold
+    /// it back. Those of its last topic are looked at.
+    fn harmed(&self) -> Option<usize> {
+        let Phase::Open(open) = &self.phase else { return None };
+        let route = &open.routes.as_ref()?.last()?.route;
+        let has_nothing_to_do = |session: &Session| {
+            let state = session.lock();
+            state.is_idle() && state.queue.is_empty()
+        };
+        let is_open = |session: &Session| session.flow() == Flow::Open;
+        let is_harmful = route
+            .targets
+            .iter()
+            .any(|target| is_open(&target.session) && has_nothing_to_do(&target.session))
+            // To have room is all that a member needs to be given the next message.
+            || route.groups.iter().any(|group| group.any(|member| is_open(member.session())));
+        // Who holds it need not be among those.
+        is_harmful.then(|| (route.targets.len() + route.groups.len()).max(2))
     }
 
     /// Whether others are the reason why it is not read: then its silence is not its own.
@@ -410,22 +440,11 @@ impl Open {
     ) -> Result<(), Cause> {
         match packet {
             Packet::Publish(publish) => self.on_publish(broker, &publish, turn),
-            Packet::PubAck(ack) => {
-                let step = |state: &mut State| state.on_puback(ack.packet_id);
-                tolerate_unknown(self.on_acknowledged(broker, turn, ack.reason, step)?)
-            }
-            Packet::PubRec(ack) => self.on_pubrec(broker, &ack, turn),
+            Packet::PubAck(ack) => self.on_acknowledgement(broker, PacketType::PubAck, &ack, turn),
+            Packet::PubRec(ack) => self.on_acknowledgement(broker, PacketType::PubRec, &ack, turn),
+            Packet::PubRel(ack) => self.on_acknowledgement(broker, PacketType::PubRel, &ack, turn),
             Packet::PubComp(ack) => {
-                let step = |state: &mut State| state.on_pubcomp(ack.packet_id);
-                tolerate_unknown(self.on_acknowledged(broker, turn, ReasonCode::Success, step)?)
-            }
-            Packet::PubRel(ack) => {
-                let (known, position) = self.own_session()?.on_pubrel(ack.packet_id);
-                turn.wait_for_disk(position.unwrap_or(0));
-                let reason =
-                    if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
-                self.acknowledge(PacketType::PubComp, ack.packet_id, reason, turn);
-                Ok(())
+                self.on_acknowledgement(broker, PacketType::PubComp, &ack, turn)
             }
             // Those are done before they come here: see `on_filters`.
             Packet::Subscribe(_) | Packet::Unsubscribe(_) => Ok(()),
@@ -483,51 +502,81 @@ impl Open {
         }
     }
 
-    /// An acknowledgement, with this reason code, makes room: what waits may be sent.
-    fn on_acknowledged<T>(
+    fn on_acknowledgement(
         &self,
         broker: &Broker,
+        kind: PacketType,
+        ack: &Ack<'_>,
         turn: &mut Turn,
-        reason: ReasonCode,
-        step: impl FnOnce(&mut State) -> Result<T, OutboundError>,
-    ) -> Result<Result<T, OutboundError>, Cause> {
+    ) -> Result<(), Cause> {
+        self.on_acknowledgements(broker, kind, [(ack.packet_id, ack.reason)].into_iter(), turn)
+    }
+
+    /// PUBACK, PUBREC, PUBREL or PUBCOMP, with their reason codes. They make room: what waits may
+    /// be sent.
+    pub(crate) fn on_acknowledgements(
+        &self,
+        broker: &Broker,
+        kind: PacketType,
+        mut acks: impl Iterator<Item = (PacketId, ReasonCode)>,
+        turn: &mut Turn,
+    ) -> Result<(), Cause> {
         let mut state = self.own_session()?;
         let idle = state.is_idle();
-        let result = step(&mut state);
-        if result.is_ok() && reason.is_error() {
-            turn.tally.dropped(super::stats::DropReason::Refused, 1); // [MQTT-4.8.2-6]
+        let done = acks.try_for_each(|(id, reason)| self.step(&mut state, kind, id, reason, turn));
+        if kind == PacketType::PubRel {
+            return done; // makes room for the sender of the message, not for its receiver
         }
         self.session.pump(&mut state, broker, idle, turn);
-        self.session.update_flow(&mut state, broker.config(), &mut turn.woken);
+        self.session.update_flow(&mut state, broker.config(), turn.now, &mut turn.woken);
         let replaying = !state.replays.is_empty();
         drop(state);
         if replaying {
             broker.replay(&self.session, turn);
         }
-        Ok(result)
+        done
     }
 
-    fn on_pubrec(
+    /// One acknowledgement, and the answer to it.
+    fn step(
         &self,
-        broker: &Broker,
-        ack: &crate::mqtt::Ack<'_>,
+        state: &mut State,
+        kind: PacketType,
+        id: PacketId,
+        reason: ReasonCode,
         turn: &mut Turn,
     ) -> Result<(), Cause> {
-        let refused = self.version.is_v5() && ack.reason.is_error();
-        let step = |state: &mut State| state.on_pubrec(ack.packet_id, refused);
-        match self.on_acknowledged(broker, turn, ack.reason, step)? {
-            Ok((true, position)) => {
+        use ReasonCode::{PacketIdentifierNotFound, Success};
+        let refused = self.version.is_v5() && reason.is_error();
+        let answer = match kind {
+            PacketType::PubAck => {
+                let known = is_known(state.on_puback(id))?;
+                turn.note_refused(known.is_some() && reason.is_error());
+                return Ok(());
+            }
+            PacketType::PubComp => return is_known(state.on_pubcomp(id)).map(|_| ()),
+            PacketType::PubRec => {
+                let known = is_known(state.on_pubrec(id, refused))?;
+                turn.note_refused(known.is_some() && reason.is_error());
+                match known {
+                    Some((true, position)) => {
+                        turn.wait_for_disk(position.unwrap_or(0));
+                        Success
+                    }
+                    // An answer is owed all the same, or the client would wait for it for ever.
+                    None if !refused => PacketIdentifierNotFound,
+                    _ => return Ok(()),
+                }
+            }
+            _ => {
+                let (known, position) = state.on_pubrel(id);
                 turn.wait_for_disk(position.unwrap_or(0));
-                self.acknowledge(PacketType::PubRel, ack.packet_id, ReasonCode::Success, turn);
+                if known { Success } else { PacketIdentifierNotFound }
             }
-            Ok((false, _)) => {}
-            // An answer is owed all the same, or the client would wait for it for ever.
-            Err(OutboundError::Unknown) if !refused => {
-                let reason = ReasonCode::PacketIdentifierNotFound;
-                self.acknowledge(PacketType::PubRel, ack.packet_id, reason, turn);
-            }
-            Err(error) => return tolerate_unknown(Err(error)),
-        }
+        };
+        let answers_with =
+            if kind == PacketType::PubRec { PacketType::PubRel } else { PacketType::PubComp };
+        self.acknowledge(answers_with, id, answer, turn);
         Ok(())
     }
 
@@ -565,11 +614,12 @@ impl Open {
     }
 }
 
-/// An acknowledgement of nothing may be a late one and is ignored; one of the wrong kind breaks the
-/// protocol.
-fn tolerate_unknown(result: Result<(), OutboundError>) -> Result<(), Cause> {
+/// An acknowledgement of nothing may be a late one and is ignored (`None`); one of the wrong kind
+/// breaks the protocol.
+fn is_known<T>(result: Result<T, OutboundError>) -> Result<Option<T>, Cause> {
     match result {
-        Ok(()) | Err(OutboundError::Unknown) => Ok(()),
+        Ok(step) => Ok(Some(step)),
+        Err(OutboundError::Unknown) => Ok(None),
         Err(OutboundError::OutOfStep) => Err(Cause::violation(
             ReasonCode::ProtocolError,
             "the message with this packet identifier waits for another acknowledgement",

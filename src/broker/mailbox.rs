@@ -5,14 +5,20 @@
 //! disk yet lie in the held lane, each with the journal's position that it waits for, and so do QoS
 //! 2 messages whose packet identifier is not safe; in order, so that none overtakes another. Until
 //! the session itself is safe not even CONNACK leaves.
+//!
+//! What the socket was too full to take is in the broker's count of memory. When that runs short an
+//! outbox is full sooner, and when it is used up a full one takes no more.
 
 use std::collections::VecDeque;
 
 use super::Millis;
 use super::config::Config;
 use super::journal::Position;
+use super::memory;
 use super::message::{Framing, PublishRef};
 use super::outlet::SharedOutlet;
+use super::pause::PauseDebt;
+use super::stats::DropReason;
 use crate::mqtt::{PacketId, Version};
 use crate::session::OutboundAliases;
 
@@ -23,6 +29,14 @@ pub(crate) const HARD_FACTOR: usize = 16;
 const ALIAS_SIZE: usize = 5;
 /// What the held lane may keep of its memory while it is empty.
 const HELD_CAPACITY: usize = 4096;
+
+/// Whether `backlog` bytes leave room in an outbox: when memory runs short, only as few as anybody
+/// may have.
+#[inline]
+pub(crate) fn has_room(backlog: usize, config: &Config) -> bool {
+    backlog < config.outbox_bytes
+        && (backlog < memory::LITTLE || !memory::is_tight(config.max_memory))
+}
 
 /// A connection that takes a session.
 pub(crate) struct Attachment {
@@ -44,6 +58,8 @@ pub(crate) struct LinkState {
     pub(crate) outbox: Vec<u8>,
     /// Bytes at the start of `outbox` that are written already.
     head: usize,
+    /// Memory that the outbox takes while the socket does not take all of it.
+    counted: memory::Counted,
     pub(crate) writing: bool,
     /// Its bytes are being handled at this moment.
     pub(crate) in_turn: bool,
@@ -53,6 +69,10 @@ pub(crate) struct LinkState {
     held: Option<Box<Held>>,
     pub(crate) full_since: Option<Millis>,
     pub(crate) slow: bool,
+    /// The broker's tick looks at it.
+    pub(crate) watched: bool,
+    /// For how long it has publishers wait.
+    pub(crate) debt: PauseDebt,
     /// Its own connection is not read until there is room.
     pub(crate) held_by_itself: bool,
     /// Publishers that are held back until there is room.
@@ -102,6 +122,7 @@ impl LinkState {
             max_packet_size: attachment.max_packet_size,
             outbox: attachment.connack,
             head: 0,
+            counted: memory::Counted::default(),
             writing: false,
             in_turn: false,
             aliases: (attachment.topic_alias_maximum > 0)
@@ -109,6 +130,8 @@ impl LinkState {
             held: None,
             full_since: None,
             slow: false,
+            watched: false,
+            debt: PauseDebt::default(),
             held_by_itself: false,
             waiters: Vec::new(),
             keep_sent,
@@ -143,13 +166,36 @@ impl LinkState {
         self.slow
     }
 
-    /// Appends a run of frames unless the outbox is over all bounds.
-    pub(crate) fn append_run(&mut self, bytes: &[u8], config: &Config) -> bool {
-        if self.waiting() >= config.outbox_bytes * HARD_FACTOR {
-            return false;
+    /// Why a message at QoS 0 is not even appended, if it is not.
+    #[inline]
+    pub(crate) fn refuses(&self, config: &Config) -> Option<DropReason> {
+        let waiting = self.waiting();
+        if self.slow || waiting >= config.outbox_bytes * HARD_FACTOR {
+            Some(DropReason::SlowConsumer)
+        } else if waiting >= memory::LITTLE && memory::is_full(config.max_memory) {
+            Some(DropReason::MemoryLimit)
+        } else {
+            None
         }
-        self.outbox.extend_from_slice(bytes);
-        true
+    }
+
+    /// Keeps what the socket did not take of what was written past the outbox, in front of what was
+    /// appended meanwhile.
+    pub(crate) fn keep(&mut self, rest: &[u8]) {
+        let mut kept = rest.to_vec();
+        kept.append(&mut self.outbox);
+        self.outbox = kept;
+        self.counted.set(self.outbox.capacity());
+    }
+
+    /// Counts what the outbox has grown by, if it is one that is counted: most are empty again at
+    /// the end of the turn.
+    #[inline]
+    pub(crate) fn count_growth(&mut self) {
+        let counted = self.counted.get();
+        if counted > 0 && self.outbox.capacity() > counted {
+            self.counted.set(self.outbox.capacity());
+        }
     }
 
     /// What is left to write when the link is cut: what waits for the socket, and `last`. What
@@ -312,6 +358,7 @@ impl LinkState {
     /// meanwhile.
     pub(crate) fn put_back(&mut self, taken: Taken, written: usize) {
         self.writing = false;
+        self.debt.on_taken(written);
         let Taken { mut bytes, head, .. } = taken;
         let head = head + written;
         if head < bytes.len() {
@@ -323,6 +370,9 @@ impl LinkState {
                 self.head = head;
             }
             self.outbox = bytes;
+            self.counted.set(self.outbox.capacity());
+        } else {
+            self.counted.set(0);
         }
     }
 }
@@ -362,6 +412,44 @@ mod tests {
         link.release(20);
         assert_eq!((&link.outbox[..], link.is_holding()), (&b"abcd"[..], false));
         assert_eq!(link.registers(), None);
+    }
+
+    #[test]
+    fn what_the_socket_does_not_take_is_counted_until_it_does() {
+        let mut link = link();
+        link.outbox.extend_from_slice(&[0; 100_000]);
+        link.count_growth();
+        assert_eq!(link.counted.get(), 0, "all of it may leave at the end of the turn");
+        let taken = link.take_outbox(1).expect("there is something");
+        link.put_back(taken, 10);
+        assert_eq!((link.waiting(), link.counted.get() >= 100_000), (99_990, true));
+        link.outbox.extend_from_slice(&[0; 100_000]);
+        link.count_growth();
+        assert!(link.counted.get() >= 200_000);
+        let taken = link.take_outbox(1).expect("there is something");
+        link.put_back(taken, 199_990);
+        assert_eq!((link.waiting(), link.counted.get()), (0, 0));
+        link.outbox.extend_from_slice(b"after");
+        link.keep(b"before ");
+        assert_eq!((&link.outbox[..], link.counted.get() >= 12), (&b"before after"[..], true));
+    }
+
+    #[test]
+    fn an_outbox_is_full_sooner_when_memory_runs_short() {
+        let of = |max_memory| Config { max_memory, ..Config::default() };
+        let mut much = memory::Counted::default();
+        much.set(10_000_000);
+        let (plenty, tight, full) = (of(1 << 40), of(15_000_000), of(9_000_000));
+        assert!(has_room(100_000, &plenty) && !has_room(1_048_576, &plenty));
+        assert!(has_room(10_000, &tight) && !has_room(100_000, &tight));
+        let mut link = link();
+        link.outbox = vec![0; 10_000];
+        assert_eq!(link.refuses(&full), None, "that is little");
+        link.outbox = vec![0; 100_000];
+        assert_eq!(link.refuses(&plenty), None);
+        assert_eq!(link.refuses(&full), Some(DropReason::MemoryLimit));
+        link.slow = true;
+        assert_eq!(link.refuses(&plenty), Some(DropReason::SlowConsumer));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Limits of one session do not bound the sum over all of them. Counted here is what they add up
 //! to: messages, each once however many receivers it has (queued, in flight, retained, wills),
-//! places in queues, subscriptions, and large packets that are not whole yet. Memory is the
-//! process's, and so is the count. Each thread keeps what it has counted to itself until that is
+//! places in queues, subscriptions, large packets that are not whole yet, and what sockets were too
+//! full to take. Memory is the process's, and so is the count: two brokers in one process have one
+//! between them, each with a limit of its own (a message does not know its broker). Each thread keeps what it has counted to itself until that is
 //! worth telling: on the path of a message this costs an addition.
 //!
 //! Whoever has much already stops first, at a half of the limit ([`is_tight`]); what is large and
@@ -18,6 +19,32 @@ const UNTOLD: i64 = 64 * 1024;
 pub(crate) const LITTLE: usize = 64 * 1024;
 /// Subscriptions of one session that are few.
 pub(crate) const FEW: usize = 100;
+
+/// Bytes that are counted for as long as this lives.
+#[derive(Debug, Default)]
+pub(crate) struct Counted(usize);
+
+impl Counted {
+    /// Bytes that are counted.
+    #[inline]
+    pub(crate) fn get(&self) -> usize {
+        self.0
+    }
+
+    /// Counts these from now on, in place of those before.
+    pub(crate) fn set(&mut self, bytes: usize) {
+        if self.0 != bytes {
+            count(bytes as i64 - self.0 as i64);
+            self.0 = bytes;
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
 
 static TOTAL: AtomicI64 = AtomicI64::new(0);
 

@@ -50,7 +50,20 @@ pub(crate) struct Framing<'a> {
     pub(crate) now: Millis,
 }
 
-impl PublishRef<'_> {
+impl<'a> PublishRef<'a> {
+    /// A message of QoS 0 with nothing special.
+    pub(crate) fn plain(topic: &'a str, payload: &'a [u8], publisher: u64) -> Self {
+        Self {
+            topic,
+            properties: &[],
+            payload,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            expires_at: None,
+            publisher,
+        }
+    }
+
     /// Whether its lifetime is over. One of 0 seconds is long enough for who is there now.
     #[inline]
     pub fn is_expired(&self, now: Millis) -> bool {

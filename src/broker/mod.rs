@@ -21,6 +21,7 @@
 //! connection list and timers are leaves: nothing is locked while one of them is held, but for a
 //! group while its name is looked at.
 
+mod batch;
 mod config;
 mod connect;
 mod crowd;
@@ -34,6 +35,7 @@ mod mailbox;
 pub(crate) mod memory;
 mod message;
 mod outlet;
+mod pause;
 mod providers;
 mod publish;
 mod queue;
@@ -74,6 +76,7 @@ pub use providers::{
     AllowAll, Answer, Authenticator, Authorizer, Credentials, MemorySessions, MemoryTopics,
     SessionsProvider, TopicsProvider,
 };
+pub(crate) use publish::forwardable;
 pub use records::UnknownRecord;
 pub use restore::{Recovered, Restored};
 pub use retained::Retained;
@@ -341,8 +344,10 @@ impl Broker {
     pub(crate) fn drop_group(&self, subscription: &Subscription) {
         let Some(group) = &subscription.group else { return };
         let mut groups = lock(&self.groups);
+        // It may have been forgotten before, and there is another of the same text.
+        let is_known = groups.get(subscription.text()).is_some_and(|it| Arc::ptr_eq(it, group));
         // One reference is the map's, one this subscription's.
-        if group.is_empty() && Arc::strong_count(group) <= 2 {
+        if is_known && group.is_empty() && Arc::strong_count(group) <= 2 {
             groups.remove(subscription.text());
         }
     }

@@ -79,7 +79,7 @@ impl Pulse {
     }
 
     /// When bytes last came.
-    pub(crate) fn last_seen(&self) -> Millis {
+    pub fn last_seen(&self) -> Millis {
         self.last_seen.load(Ordering::Relaxed)
     }
 

@@ -10,13 +10,15 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use super::Broker;
+use super::config::Config;
 use super::journal::RecordId;
 use super::link::{Cause, Open};
 use super::memory;
 use super::message::{LazyMessage, PublishRef};
-use super::record::{Along, ReceivedId};
+use super::record::{Along, ReceivedId, Recorded};
 use super::retained::{Retained, is_own};
 use super::route::{Route, Target};
 use super::session::Terms;
@@ -38,7 +40,7 @@ const CONVERSION: usize = 2;
 const WRITE_THROUGH: usize = 16 * 1024;
 /// Messages of a run, times receivers: some receivers need each of them framed anew, and members of
 /// groups have to be looked for.
-const DELIVERIES_PER_RUN: usize = 256 * 1024;
+pub(crate) const DELIVERIES_PER_RUN: usize = 256 * 1024;
 /// Topics whose routes one connection keeps.
 const CACHED_ROUTES: usize = 4096;
 /// The first byte of a PUBLISH at QoS 0 without DUP and RETAIN.
@@ -48,6 +50,13 @@ pub(crate) const PLAIN_PUBLISH: u8 = 0x30;
 pub(crate) struct CachedRoute {
     pub(crate) route: Route,
     allowed: bool,
+}
+
+impl CachedRoute {
+    /// Whether this connection may publish there.
+    pub(crate) fn is_allowed(&self) -> bool {
+        self.allowed
+    }
 }
 
 /// The routes that one connection used last. The one that was resolved last is found without
@@ -152,7 +161,7 @@ impl Broker {
             return Outcome::NoRoom;
         }
         if !retains {
-            return self.deliver_to_all(&mut message, route, &along, turn);
+            return self.deliver_to_all(&mut [Parcel { message, along }], route, turn);
         }
         let owned = message.get();
         let (limit, reason) = match self.config() {
@@ -173,38 +182,49 @@ impl Broker {
             along.replaced = replaced.and_then(|message| message.place()?.retained());
             // Retain before match: who subscribed, and was sent the older value, while we waited
             // for the store must get this one.
+            let parcel = &mut [Parcel { message: LazyMessage::of(&owned), along }];
             if self.topics().is_current(&route.stamp) {
-                result = self.deliver_to_all(&mut message, route, &along, turn);
+                result = self.deliver_to_all(parcel, route, turn);
             } else {
                 let fresh = Route::resolve(self.topics(), publish.topic, publish.publisher);
-                result = self.deliver_to_all(&mut message, &fresh, &along, turn);
+                result = self.deliver_to_all(parcel, &fresh, turn);
             }
         });
         result
     }
 
-    fn deliver_to_all(
+    /// Gives each receiver all of these messages, in this order, under one lock; nobody is given
+    /// any before what has to be on disk was appended for all.
+    pub(crate) fn deliver_to_all(
         &self,
-        message: &mut LazyMessage<'_>,
+        parcels: &mut [Parcel<'_>],
         route: &Route,
-        along: &Along,
         turn: &mut Turn,
     ) -> Outcome {
-        let recorded =
-            self.journal().and_then(|journal| self.record(journal, message, route, along, turn));
-        for (at, target) in route.targets.iter().enumerate() {
-            let record = recorded.as_ref().and_then(|recorded| recorded.target(at));
-            let mut state = target.session.lock();
-            self.deliver_to_target(message, target, record, &mut state, turn);
+        let mut recorded: SmallVec<[Option<Recorded>; 1]> = SmallVec::new();
+        if let Some(journal) = self.journal() {
+            recorded.extend(parcels.iter_mut().map(|Parcel { message, along }| {
+                self.record(journal, message, route, along, turn)
+            }));
         }
-        for (at, group) in route.groups.iter().enumerate() {
-            match recorded.as_ref().and_then(|recorded| recorded.members.get(at)) {
-                Some(Some((member, record))) => {
-                    group.deliver_to((member, *record), self, message, turn);
-                }
-                Some(None) => turn.tally.dropped(DropReason::Offline, 1), // there is no member
-                None => {
-                    group.deliver(self, message, &Orphan::default(), turn);
+        let recorded = |at: usize| recorded.get(at).and_then(Option::as_ref);
+        for (nth, target) in route.targets.iter().enumerate() {
+            let mut state = target.session.lock();
+            for (at, parcel) in parcels.iter_mut().enumerate() {
+                let record = recorded(at).and_then(|recorded| recorded.target(nth));
+                self.deliver_to_target(&mut parcel.message, target, record, &mut state, turn);
+            }
+        }
+        for (nth, group) in route.groups.iter().enumerate() {
+            for (at, Parcel { message, .. }) in parcels.iter_mut().enumerate() {
+                match recorded(at).and_then(|recorded| recorded.members.get(nth)) {
+                    Some(Some((member, record))) => {
+                        group.deliver_to((member, *record), self, message, turn);
+                    }
+                    Some(None) => turn.tally.dropped(DropReason::Offline, 1), // there is no member
+                    None => {
+                        group.deliver(self, message, &Orphan::default(), turn);
+                    }
                 }
             }
         }
@@ -228,6 +248,12 @@ impl Broker {
         let terms = Terms { record, ..target.terms(&message.publish) };
         target.session.deliver_locked(state, self, message, &terms, turn);
     }
+}
+
+/// A message for its receivers, and what goes to disk with it.
+pub(crate) struct Parcel<'a> {
+    pub(crate) message: LazyMessage<'a>,
+    pub(crate) along: Along,
 }
 
 /// Where a message comes from.
@@ -303,15 +329,7 @@ impl<'a> Run<'a> {
     }
 
     fn publish(&self, payload: &'a [u8], publisher: u64) -> PublishRef<'a> {
-        PublishRef {
-            topic: self.topic,
-            properties: &[],
-            payload,
-            qos: QoS::AtMostOnce,
-            retain: false,
-            expires_at: None,
-            publisher,
-        }
+        PublishRef::plain(self.topic, payload, publisher)
     }
 
     /// The same frames in the other wire format: 5.0 has one byte more, the empty property list.
@@ -331,8 +349,19 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Whether the identifiers of messages have to be noted. There are no more of them than the largest
+/// maximum, and QoS 1 is acknowledged in the turn that reads it: nothing to remember.
+pub(crate) fn is_remembered(qos: QoS, maximum: u16) -> bool {
+    qos == QoS::ExactlyOnce || maximum < u16::MAX
+}
+
 impl Open {
-    fn route(&mut self, broker: &Broker, topic: &str, turn: &mut Turn) -> Arc<CachedRoute> {
+    pub(crate) fn route(
+        &mut self,
+        broker: &Broker,
+        topic: &str,
+        turn: &mut Turn,
+    ) -> Arc<CachedRoute> {
         let routes = self.routes.get_or_insert_default();
         if let Some(known) = routes.get(broker, topic) {
             return known;
@@ -347,6 +376,20 @@ impl Open {
         route
     }
 
+    /// The topic of a PUBLISH, and what of its body that takes; `None` if it is not valid.
+    pub(crate) fn topic_of<'a>(&self, frame: &Frame<'a>) -> Option<(&'a str, &'a [u8])> {
+        let (length, rest) = frame.body.split_first_chunk::<2>()?;
+        let topic = rest.get(..usize::from(u16::from_be_bytes(*length)))?;
+        let is_known =
+            self.routes.as_ref().is_some_and(|routes| routes.last_topic.as_bytes() == topic);
+        let head = &frame.body[..2 + topic.len()];
+        let topic = std::str::from_utf8(topic).ok()?;
+        if !is_known {
+            TopicName::new(topic).ok()?;
+        }
+        Some((topic, head))
+    }
+
     /// A plain PUBLISH and those like it that follow. `None`: it is not one for this road.
     /// Otherwise the number of bytes that were handled.
     pub(crate) fn on_run(
@@ -357,18 +400,13 @@ impl Open {
         max_packet_size: u32,
         turn: &mut Turn,
     ) -> Option<usize> {
-        let (length, rest) = first.body.split_first_chunk::<2>()?;
-        let topic = rest.get(..usize::from(u16::from_be_bytes(*length)))?;
+        let (topic, mut head) = self.topic_of(first)?;
         let is_v5 = self.version.is_v5();
-        if is_v5 && *rest.get(topic.len())? != 0 {
-            return None; // it has properties
-        }
-        let head = &first.body[..2 + topic.len() + usize::from(is_v5)];
-        let cached =
-            self.routes.as_ref().is_some_and(|routes| routes.last_topic.as_bytes() == topic);
-        let topic = std::str::from_utf8(topic).ok()?;
-        if !cached {
-            TopicName::new(topic).ok()?;
+        if is_v5 {
+            head = first.body.get(..=head.len())?;
+            if head.last() != Some(&0) {
+                return None; // it has properties
+            }
         }
         let route = self.route(broker, topic, turn);
         let receivers = (route.route.targets.len() + route.route.groups.len()).max(1);
@@ -405,8 +443,8 @@ impl Open {
                 turn.tally.dropped(DropReason::Offline, run.count);
                 continue;
             };
-            if link.is_slow() {
-                turn.tally.dropped(DropReason::SlowConsumer, run.count);
+            if let Some(reason) = link.refuses(config) {
+                turn.tally.dropped(reason, run.count);
                 continue;
             }
             if !target.identifiers.is_empty() || !link.takes_plain_frames(run.largest + CONVERSION)
@@ -428,16 +466,15 @@ impl Open {
             if idle && link.waiting() == 0 && bytes.len() >= WRITE_THROUGH {
                 turn.tally.sent += run.count;
                 turn.tally.publish_bytes_sent += run.payload_bytes();
-                target.session.write_through(state, bytes, config, turn);
-            } else if link.append_run(bytes, config) {
+                target.session.write_through(state, bytes, broker, turn);
+            } else {
+                link.outbox.extend_from_slice(bytes);
                 turn.tally.sent += run.count;
                 turn.tally.publish_bytes_sent += run.payload_bytes();
                 if idle {
                     turn.touch(&target.session);
                 }
-                target.session.note_filled(&mut state, config, turn);
-            } else {
-                turn.tally.dropped(DropReason::SlowConsumer, run.count);
+                target.session.note_filled(&mut state, broker, turn);
             }
         }
         turn.converted = converted;
@@ -477,7 +514,7 @@ impl Open {
         let topic = self.resolve_alias(publish, &mut resolved)?;
         let mut received = None;
         if let Some(id) = publish.packet_id {
-            let maximum = if self.version.is_v5() { config.receive_maximum } else { u16::MAX };
+            let maximum = self.receive_maximum(config);
             match self.receive(id, publish.qos, maximum, &mut received)? {
                 Received::New => {}
                 Received::Duplicate => {
@@ -543,23 +580,15 @@ impl Open {
         maximum: u16,
         on_disk: &mut Option<ReceivedId>,
     ) -> Result<Received, Cause> {
-        // There are no more identifiers than this maximum, and QoS 1 is acknowledged in the turn
-        // that reads it: nothing to remember.
-        if qos == QoS::AtLeastOnce && maximum == u16::MAX {
+        if !is_remembered(qos, maximum) {
             return Ok(Received::New);
         }
-        let mut state = self.own_session()?;
-        let received = state.inbound.on_publish(id, qos, maximum);
-        if qos == QoS::AtLeastOnce && received == Received::New {
-            state.inbound.on_puback_sent();
-        }
-        if qos == QoS::ExactlyOnce
-            && received == Received::New
-            && let Some(durable) = &mut state.durable
-        {
-            *on_disk = Some(durable.receive(id));
-        }
-        Ok(received)
+        Ok(self.own_session()?.receive(id, qos, maximum, on_disk))
+    }
+
+    /// How many messages of QoS 1 and 2 the client may have in flight.
+    pub(crate) fn receive_maximum(&self, config: &Config) -> u16 {
+        if self.version.is_v5() { config.receive_maximum } else { u16::MAX }
     }
 
     /// A message that cannot be kept, from a client that cannot be told so: it is not acknowledged,

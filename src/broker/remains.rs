@@ -39,11 +39,34 @@ pub(crate) struct Waiting {
     remains: VecDeque<Remains>,
     /// Subscriptions and messages in them.
     count: usize,
+    /// The subscriptions among those.
+    subscriptions: usize,
+}
+
+impl Waiting {
+    fn add(&mut self, remains: &Remains) {
+        self.count += remains.len();
+        self.subscriptions += remains.subscriptions.len();
+    }
+
+    fn subtract(&mut self, remains: &Remains) {
+        self.count -= remains.len();
+        self.subscriptions -= remains.subscriptions.len();
+    }
 }
 
 impl Remains {
     fn len(&self) -> usize {
         self.subscriptions.len() + self.queue.len()
+    }
+
+    /// Its subscriptions are not members of their groups any more.
+    pub(crate) fn leave_groups(&self) {
+        for subscription in self.subscriptions.as_slice() {
+            if let Some(group) = &subscription.group {
+                group.remove(subscription);
+            }
+        }
     }
 
     /// Takes some of it apart.
@@ -77,13 +100,12 @@ impl Broker {
     /// A session has ended, and this is what is left of it.
     pub(crate) fn leave_behind(&self, mut remains: Remains, turn: &mut Turn) {
         remains.take_apart(self, turn);
-        let count = remains.len();
-        if count == 0 {
+        if remains.len() == 0 {
             return;
         }
         let mut waiting = lock(&self.remains);
-        if waiting.count + count <= MOST_WAITING {
-            waiting.count += count;
+        if waiting.count + remains.len() <= MOST_WAITING {
+            waiting.add(&remains);
             waiting.remains.push_back(remains);
             return;
         }
@@ -96,15 +118,27 @@ impl Broker {
     /// Takes apart what is left of sessions that have ended, as long as the turn lasts.
     pub(crate) fn take_remains_apart(&self, turn: &mut Turn) {
         while !turn.is_over() {
-            let Some(mut remains) = lock(&self.remains).remains.pop_front() else { return };
-            let before = remains.len();
+            let Some(mut remains) = self.next_remains() else { return };
             remains.take_apart(self, turn);
-            let mut waiting = lock(&self.remains);
-            waiting.count -= before - remains.len();
             if remains.len() > 0 {
+                let mut waiting = lock(&self.remains);
+                waiting.add(&remains);
                 waiting.remains.push_front(remains);
             }
         }
+    }
+
+    fn next_remains(&self) -> Option<Remains> {
+        let mut waiting = lock(&self.remains);
+        let remains = waiting.remains.pop_front()?;
+        waiting.subtract(&remains);
+        Some(remains)
+    }
+
+    /// Subscriptions of sessions that have not ended.
+    pub(crate) fn subscription_count(&self) -> usize {
+        let waiting = lock(&self.remains).subscriptions;
+        self.topics().subscription_count().saturating_sub(waiting)
     }
 
     /// What is left of sessions that have ended and waits to be taken apart.

@@ -13,20 +13,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::Config;
 use super::journal::{Position, RecordId};
-use super::mailbox::LinkState;
+use super::mailbox::{LinkState, has_room};
 use super::message::LazyMessage;
 use super::outlet::{Order, SharedOutlet};
 use super::shared::ShareGroup;
 use super::state::State;
-use super::stats::{DropReason, Tally};
+use super::stats::{DropReason, Stats, Tally};
 use super::turn::Turn;
-use super::{Broker, Millis};
+use super::{Broker, Millis, TICK_MS};
 use crate::mqtt::QoS;
 
 /// A peer that does not read is not read either when so many times an outbox's bound waits for it.
 const OWN_FACTOR: usize = 4;
 /// Writes that one thread does for one session before it leaves the rest to the session's task.
 const WRITES_PER_DRAIN: usize = 16;
+/// Publishers held back by one session that a tick has look whether others are harmed by that.
+const ASKED_PER_TICK: usize = 4;
 
 /// The most of a client identifier that the log shows.
 const LOGGED_CHARS: usize = 64;
@@ -192,7 +194,7 @@ impl Session {
                 }
                 state.pump(broker.config(), now, &mut tally);
                 self.await_disk(&mut state, broker);
-                self.update_flow(&mut state, broker.config(), &mut woken);
+                self.update_flow(&mut state, broker.config(), now, &mut woken);
                 let waits = state.link.as_ref().is_some_and(|link| link.waiting() > 0);
                 (!blocked && waits, state.wants_load)
             };
@@ -277,7 +279,7 @@ impl Session {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         bytes: &[u8],
-        config: &Config,
+        broker: &Broker,
         turn: &mut Turn,
     ) {
         let epoch = state.epoch;
@@ -293,13 +295,11 @@ impl Session {
             let Some(link) = state.link_of(epoch) else { return };
             link.writing = false;
             if blocked {
-                let mut kept = bytes[written..].to_vec();
-                kept.append(&mut link.outbox);
-                link.outbox = kept;
+                link.keep(&bytes[written..]);
             } else if link.waiting() > 0 {
                 turn.touch(self); // what others appended meanwhile
             }
-            self.note_filled(&mut state, config, turn);
+            self.note_filled(&mut state, broker, turn);
         }
         if blocked {
             outlet.wait_for_room();
@@ -325,6 +325,7 @@ impl Session {
         &self,
         state: &mut State,
         config: &Config,
+        now: Millis,
         woken: &mut Vec<SharedOutlet>,
     ) {
         let queued = (state.queue.len(), state.queue.bytes());
@@ -334,15 +335,17 @@ impl Session {
             return;
         };
         let waiting = link.waiting();
-        if link.held_by_itself && link.backlog() < config.outbox_bytes / 2 {
+        if link.held_by_itself && has_room(2 * link.backlog(), config) {
             link.held_by_itself = false;
             woken.push(Arc::clone(&link.outlet));
         }
-        let roomy = if link.slow { waiting == 0 } else { waiting < config.outbox_bytes / 2 }
+        let roomy = if link.slow { waiting == 0 } else { has_room(2 * waiting, config) }
             && queued.0 <= limits.0 / 4
             && queued.1 <= limits.1 / 4;
         if roomy {
-            link.full_since = None;
+            if link.full_since.take().is_some() {
+                link.debt.end(now);
+            }
             link.slow = false;
             woken.append(&mut link.waiters);
             self.set_flow(Flow::Open);
@@ -354,26 +357,45 @@ impl Session {
     pub(crate) fn note_filled(
         self: &Arc<Self>,
         state: &mut State,
-        config: &Config,
+        broker: &Broker,
         turn: &mut Turn,
     ) {
+        let config = broker.config();
         let queue_full = state.queue.len() * 2 >= config.max_queued_messages.max(2)
             || state.queue.bytes() * 2 >= config.max_queued_bytes.max(2);
         let Some(link) = &mut state.link else { return };
-        if link.slow || (link.waiting() < config.outbox_bytes && !queue_full) {
+        link.count_growth();
+        let outbox_full = !has_room(link.waiting(), config);
+        if link.slow || !(outbox_full || queue_full) {
             return;
         }
         if link.full_since.is_none() {
             link.full_since = Some(turn.now);
+            if outbox_full {
+                link.debt.begin(turn.now);
+                let grace = config.slow_grace_ms;
+                if link.debt.exceeds(grace) {
+                    turn.woken.append(&mut self.give_up(link, turn.now, grace, broker.stats()));
+                    return;
+                }
+            }
             self.set_flow(Flow::Full);
-            turn.filled.push(Arc::clone(self));
+            if !std::mem::replace(&mut link.watched, true) {
+                turn.filled.push(Arc::clone(self));
+            }
         }
         turn.note_full(self);
     }
 
     /// Registers a publisher to be woken when there is room. False: there is room, or nobody
-    /// waits for this session any more.
-    pub(crate) fn hold_back(&self, publisher: &SharedOutlet, config: &Config) -> bool {
+    /// waits for this session any more. `harmed`: how many receivers the publisher has, if others
+    /// of them have nothing to do.
+    pub(crate) fn hold_back(
+        &self,
+        publisher: &SharedOutlet,
+        harmed: Option<usize>,
+        config: &Config,
+    ) -> bool {
         let mut state = self.lock();
         let Some(link) = &mut state.link else { return false };
         if link.slow
@@ -385,7 +407,7 @@ impl Session {
         // A queue drains by the acknowledgements that the receiver sends. If it is itself held
         // back, or is the publisher, they would never be read: then only its outbox counts.
         let itself = std::ptr::addr_eq(Arc::as_ptr(&link.outlet), Arc::as_ptr(publisher));
-        if (itself || link.outlet.pulse().is_paused()) && link.waiting() < config.outbox_bytes {
+        if (itself || link.outlet.pulse().is_paused()) && has_room(link.waiting(), config) {
             return false;
         }
         if !link
@@ -395,6 +417,9 @@ impl Session {
         {
             link.waiters.push(Arc::clone(publisher));
         }
+        if let Some(receivers) = harmed {
+            link.debt.blame(receivers);
+        }
         true
     }
 
@@ -402,45 +427,65 @@ impl Session {
     pub(crate) fn hold_own(&self, epoch: u64, config: &Config) -> bool {
         let mut state = self.lock();
         let Some(link) = state.link_of(epoch) else { return false };
-        if link.backlog() >= config.outbox_bytes * OWN_FACTOR {
+        if !has_room(link.backlog() / OWN_FACTOR, config) {
             link.held_by_itself = true;
         }
         link.held_by_itself
     }
 
-    /// The broker's tick: a session that has been full for longer than the grace becomes slow.
-    /// False when it need not be watched any longer.
-    pub(crate) fn check_slow(&self, config: &Config, now: Millis, stats: &super::Stats) -> bool {
+    /// The broker's tick: a session that has been full for longer than the grace, or has harmed
+    /// others for as long, becomes slow. False when it need not be watched any longer.
+    pub(crate) fn check_slow(&self, config: &Config, now: Millis, stats: &Stats) -> bool {
+        let grace = config.slow_grace_ms;
         let mut woken = Vec::new();
         let watched = {
             let mut state = self.lock();
             let Some(link) = &mut state.link else { return false };
-            if link.slow {
-                return false; // it was watched twice
-            }
-            match link.full_since {
-                None => false,
-                Some(since) if now.saturating_sub(since) < config.slow_grace_ms => true,
-                Some(_) => {
-                    link.slow = true;
-                    woken.append(&mut link.waiters);
-                    self.set_flow(Flow::Slow);
-                    if stats.add_slow_consumer(now) {
-                        let client: String = self.client_id.chars().take(LOGGED_CHARS).collect();
-                        tracing::info!(
-                            client,
-                            total = stats.snapshot().slow_consumers,
-                            "slow consumer: publishers no longer wait for it"
-                        );
-                    }
+            link.debt.settle(now);
+            link.watched = match link.full_since {
+                Some(_) if link.slow => false,
+                Some(since) if now.saturating_sub(since) >= grace || link.debt.exceeds(grace) => {
+                    woken = self.give_up(link, now, grace, stats);
                     false
                 }
-            }
+                Some(_) => {
+                    if !link.debt.is_blamed() {
+                        woken.extend(link.waiters.iter().take(ASKED_PER_TICK).cloned());
+                    }
+                    true
+                }
+                None => false,
+            };
+            link.watched
         };
         for waiter in woken {
             waiter.wake();
         }
         watched
+    }
+
+    /// The session, with this link, is slow from now on. Returns the publishers that wait for it.
+    fn give_up(
+        &self,
+        link: &mut LinkState,
+        now: Millis,
+        grace_ms: u64,
+        stats: &Stats,
+    ) -> Vec<SharedOutlet> {
+        link.slow = true;
+        link.debt.end(now);
+        // What a tick comes late it still owes.
+        link.debt.cap(grace_ms.saturating_add(2 * TICK_MS));
+        self.set_flow(Flow::Slow);
+        if stats.add_slow_consumer(now) {
+            let client: String = self.client_id.chars().take(LOGGED_CHARS).collect();
+            tracing::info!(
+                client,
+                total = stats.snapshot().slow_consumers,
+                "slow consumer: publishers no longer wait for it"
+            );
+        }
+        std::mem::take(&mut link.waiters)
     }
 
     /// The acknowledgement timeout: sends unacknowledged messages of a 3.1 or 3.1.1 client again
@@ -509,7 +554,7 @@ impl Session {
         if idle && !state.is_idle() {
             turn.touch(self);
         }
-        self.note_filled(state, config, turn);
+        self.note_filled(state, broker, turn);
         delivered
     }
 
@@ -546,6 +591,7 @@ impl Session {
         let idle = state.is_idle();
         let Some(link) = state.link_of(epoch) else { return };
         link.outbox.extend_from_slice(bytes);
+        link.count_growth();
         if !held.is_empty() {
             link.hold(held, position);
             self.await_disk(&mut state, broker);

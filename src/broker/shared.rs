@@ -15,6 +15,7 @@ use super::config::Config;
 use super::crowd::Members;
 use super::journal::RecordId;
 use super::kept::Kept;
+use super::mailbox::has_room;
 use super::message::LazyMessage;
 use super::session::{Delivered, Flow, Session, Terms};
 use super::state::State;
@@ -58,7 +59,7 @@ impl Pass {
         match (&state.link, self) {
             (Some(link), Self::Ready) => {
                 !link.is_slow()
-                    && link.backlog() < config.outbox_bytes
+                    && has_room(link.backlog(), config)
                     && state.queue.is_empty()
                     && (qos == QoS::AtMostOnce || state.outbound.can_send())
             }

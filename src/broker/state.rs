@@ -10,11 +10,12 @@ use super::config::{Config, QueuePolicy};
 use super::durable::{self, Durable, Standing};
 use super::journal::{Batch, Haste, Position, RecordId};
 use super::kept::{Kept, Place};
-use super::mailbox::{Attachment, HARD_FACTOR, Lane, LinkState, Taken};
+use super::mailbox::{Attachment, Lane, LinkState, Taken, has_room};
 use super::memory;
 use super::message::{Framing, LazyMessage, Message};
 use super::outlet::Order;
 use super::queue::Queue;
+use super::record::ReceivedId;
 use super::records::Step;
 use super::replays::Replays;
 use super::session::{Delivered, Terms};
@@ -22,7 +23,7 @@ use super::stats::{DropReason, Tally};
 use super::subscription::Subscription;
 use super::will::Will;
 use crate::mqtt::{PacketId, PacketType, QoS, encode_ack};
-use crate::session::{Assigned, Inbound, Outbound, OutboundError, PubRecOutcome, Resend};
+use crate::session::{Assigned, Inbound, Outbound, OutboundError, PubRecOutcome, Received, Resend};
 
 /// Queued messages that a connected session keeps in memory; those behind them lie on disk only.
 const RESIDENT: usize = 1024;
@@ -144,7 +145,7 @@ impl State {
     pub(crate) fn has_room_for_replay(&self, config: &Config) -> bool {
         self.link
             .as_ref()
-            .is_some_and(|link| link.backlog() < config.outbox_bytes / 2 && link.may_replay())
+            .is_some_and(|link| has_room(2 * link.backlog(), config) && link.may_replay())
             && self.queue.is_empty()
             && self.outbound.can_send()
     }
@@ -180,8 +181,8 @@ impl State {
             now,
         };
         if terms.qos == QoS::AtMostOnce {
-            return if link.slow || link.waiting() >= config.outbox_bytes * HARD_FACTOR {
-                Delivered::Dropped(DropReason::SlowConsumer)
+            return if let Some(reason) = link.refuses(config) {
+                Delivered::Dropped(reason)
             } else if link.encode(&message.publish, how, Lane::Free) {
                 Delivered::Sent
             } else {
@@ -190,7 +191,7 @@ impl State {
         }
         let may_be_sent = self.queue.is_empty()
             && self.outbound.can_send()
-            && link.backlog() < config.outbox_bytes
+            && has_room(link.backlog(), config)
             && has_room_in_flight(&self.outbound, message.publish.size(), config);
         if may_be_sent {
             return self.send(message, terms, how);
@@ -313,6 +314,27 @@ impl State {
         Ok(())
     }
 
+    /// A PUBLISH with an identifier came: whether the message is to be handed on; `maximum` is how
+    /// many may be in flight. `on_disk` gets the record by which the disk will know the identifier
+    /// of a QoS 2 message.
+    pub(crate) fn receive(
+        &mut self,
+        id: PacketId,
+        qos: QoS,
+        maximum: u16,
+        on_disk: &mut Option<ReceivedId>,
+    ) -> Received {
+        let received = self.inbound.on_publish(id, qos, maximum);
+        if received == Received::New {
+            match (qos, &mut self.durable) {
+                (QoS::AtLeastOnce, _) => self.inbound.on_puback_sent(),
+                (_, Some(durable)) => *on_disk = Some(durable.receive(id)),
+                (_, None) => {}
+            }
+        }
+        received
+    }
+
     /// PUBREL came: whether the identifier was known, and what has to be safe before PUBCOMP.
     pub(crate) fn on_pubrel(&mut self, id: PacketId) -> (bool, Option<Position>) {
         let position = self.durable.as_mut().and_then(|durable| durable.release_received(id));
@@ -355,7 +377,7 @@ impl State {
     fn pump_resends(&mut self, config: &Config, now: Millis, tally: &mut Tally) {
         let Some(link) = &mut self.link else { return };
         let mut lost = Vec::new();
-        while link.backlog() < config.outbox_bytes {
+        while has_room(link.backlog(), config) {
             if let Some(id) = self.outbound.next_pubrel() {
                 encode_ack(PacketType::PubRel, id, &mut link.outbox);
                 continue;
@@ -394,7 +416,7 @@ impl State {
 
     fn pump_queue(&mut self, config: &Config, now: Millis, tally: &mut Tally, steps: &mut Steps) {
         let Some(link) = &mut self.link else { return };
-        while link.backlog() < config.outbox_bytes && self.outbound.can_send() {
+        while has_room(link.backlog(), config) && self.outbound.can_send() {
             let Some(kept) = self.queue.front() else { break };
             if !has_room_in_flight(&self.outbound, kept.size(), config) {
                 break;

@@ -114,7 +114,7 @@ pub struct Stats {
 }
 
 /// The counters at one moment.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Snapshot {
     pub bytes_received: u64,

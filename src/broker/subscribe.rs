@@ -189,7 +189,8 @@ impl Open {
         self.answer(problem, turn, |properties| {
             Packet::SubAck(SubAck { packet_id, properties, reasons: reasons.clone() })
         })?;
-        // SUBACK first, then the retained messages.
+        // SUBACK first, then the retained messages, but for those that filters were owed which an
+        // earlier turn has obeyed: they may come before it.
         if turn.gate > 0
             && let Some(link) = self.own_session()?.link_of(self.epoch)
         {

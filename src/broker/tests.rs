@@ -1,7 +1,9 @@
 //! The broker as its connections see it, and the moments between two of its steps that no socket
 //! can be made to hit.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+mod pieces;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::publish::{Origin, Outcome};
@@ -14,9 +16,10 @@ use crate::mqtt::{
 };
 
 /// A socket with room for so many bytes.
-struct Socket {
-    bytes: Mutex<Vec<u8>>,
+pub(super) struct Socket {
+    pub(super) bytes: Mutex<Vec<u8>>,
     room: AtomicUsize,
+    woken: AtomicBool,
     pulse: Pulse,
 }
 
@@ -30,17 +33,19 @@ impl Outlet for Socket {
 
     fn wait_for_room(&self) {}
 
-    fn wake(&self) {}
+    fn wake(&self) {
+        self.woken.store(true, Ordering::Relaxed);
+    }
 
     fn pulse(&self) -> &Pulse {
         &self.pulse
     }
 }
 
-struct Peer {
+pub(super) struct Peer {
     broker: Arc<Broker>,
-    socket: Arc<Socket>,
-    link: Link,
+    pub(super) socket: Arc<Socket>,
+    pub(super) link: Link,
     version: Version,
 }
 
@@ -55,10 +60,20 @@ impl Peer {
         clean_start: bool,
         will: Option<&str>,
     ) -> Self {
-        let version = Version::V311;
+        Self::connect_as(broker, Version::V311, client_id, clean_start, will)
+    }
+
+    pub(super) fn connect_as(
+        broker: &Arc<Broker>,
+        version: Version,
+        client_id: &str,
+        clean_start: bool,
+        will: Option<&str>,
+    ) -> Self {
         let socket = Arc::new(Socket {
             bytes: Mutex::default(),
             room: AtomicUsize::new(usize::MAX),
+            woken: AtomicBool::new(true),
             pulse: Pulse::new(0, 0),
         });
         let link = broker.connection(Arc::clone(&socket) as SharedOutlet, None);
@@ -92,7 +107,24 @@ impl Peer {
         turn.finish(&self.broker);
     }
 
-    fn subscribe(&mut self, filter: &str, qos: QoS) {
+    /// Shows the broker these bytes for one turn, and drops what it takes.
+    fn show(&mut self, bytes: &mut Vec<u8>) -> Result<Progress, Goodbye> {
+        let mut turn = Turn::default();
+        turn.begin(1);
+        let shown = self.link.on_bytes(bytes, &mut turn);
+        turn.finish(&self.broker);
+        if let Ok(progress) = &shown {
+            bytes.drain(..progress.consumed);
+        }
+        shown
+    }
+
+    /// All bytes that arrived since the last call.
+    fn take_bytes(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.socket.bytes.lock().expect("not poisoned"))
+    }
+
+    pub(super) fn subscribe(&mut self, filter: &str, qos: QoS) {
         self.send(&Packet::Subscribe(Subscribe {
             packet_id: PacketId::FIRST,
             properties: Properties::default(),
@@ -116,7 +148,7 @@ impl Peer {
 
     /// What arrived since the last call: PUBLISH as "identifier dup payload", anything else not.
     fn take(&self) -> Vec<String> {
-        let bytes = std::mem::take(&mut *self.socket.bytes.lock().expect("not poisoned"));
+        let bytes = self.take_bytes();
         let (mut rest, mut found) = (&bytes[..], Vec::new());
         while let Some(frame) = Frame::parse(rest, u32::MAX).expect("well formed") {
             rest = &rest[frame.len..];
@@ -318,6 +350,127 @@ fn a_subscriber_that_is_full_holds_its_publisher_back_until_it_is_slow() {
     publisher.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
     turn.finish(&broker);
     assert_eq!(broker.stats().dropped(DropReason::SlowConsumer), 1);
+}
+
+/// A publisher that sends all it may, and subscribers whose sockets have as much room as the test
+/// gives them; the test turns the clock.
+struct Flood {
+    broker: Arc<Broker>,
+    publisher: Peer,
+    subscribers: Vec<Peer>,
+    now: Millis,
+    is_held: bool,
+    /// Milliseconds for which the publisher was held back.
+    held_ms: u64,
+    sent: u64,
+}
+
+impl Flood {
+    const PAYLOAD: usize = 1_000;
+    const OUTBOX: usize = 20_000;
+
+    fn new(subscribers: usize) -> Self {
+        let config =
+            Config { sys_interval_secs: 0, outbox_bytes: Self::OUTBOX, ..Config::default() };
+        let broker = Arc::new(Broker::new(config, Providers::default(), 1));
+        let subscribe = |n: usize| {
+            let mut subscriber = Peer::connect(&broker, &n.to_string(), true);
+            subscriber.subscribe("a/b", QoS::AtMostOnce);
+            subscriber
+        };
+        let subscribers = (0..subscribers).map(subscribe).collect();
+        let publisher = Peer::connect(&broker, "publisher", true);
+        Self { broker, publisher, subscribers, now: 1_000_000, is_held: false, held_ms: 0, sent: 0 }
+    }
+
+    /// This subscriber takes no more than these bytes.
+    fn limit(&self, subscriber: usize, bytes: usize) {
+        let subscriber = &self.subscribers[subscriber];
+        subscriber.socket.room.store(bytes, Ordering::Relaxed);
+        subscriber.link.session().expect("open").drain(&self.broker, self.now);
+    }
+
+    /// A tenth of a second, in which the publisher is shown ten messages as often as it is read.
+    fn pass(&mut self) {
+        let bytes = frame(&"x".repeat(Self::PAYLOAD)).repeat(10);
+        let mut turn = Turn::default();
+        turn.begin(self.now);
+        for _ in 0..10 {
+            if !self.is_held || self.publisher.socket.woken.swap(false, Ordering::Relaxed) {
+                self.is_held = self.publisher.link.is_held();
+            }
+            if self.is_held {
+                self.held_ms += 10;
+            } else {
+                self.publisher.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
+                self.sent += 10;
+            }
+            turn.finish(&self.broker);
+            self.now += 10;
+            turn.begin(self.now);
+        }
+        self.broker.tick(&mut turn);
+        turn.finish(&self.broker);
+    }
+
+    fn dropped(&self) -> u64 {
+        self.broker.stats().dropped(DropReason::SlowConsumer)
+    }
+}
+
+/// The other one has something to do at the moment when the publisher begins to wait.
+#[test]
+fn who_trickles_is_found_out_later_too() {
+    let mut flood = Flood::new(2);
+    for _ in 0..300 {
+        flood.limit(1, 10 * Flood::OUTBOX);
+        flood.pass();
+        flood.limit(0, Flood::OUTBOX / 4);
+    }
+    assert!(flood.held_ms <= 30_000 / 5, "held back for {} ms of 30 s", flood.held_ms);
+}
+
+/// Who took half an outbox in each grace held its publishers back for ever, and so everybody else.
+#[test]
+fn a_subscriber_that_trickles_does_not_slow_down_another_one() {
+    let mut flood = Flood::new(2);
+    for _ in 0..300 {
+        flood.limit(0, Flood::OUTBOX / 4); // two and a half a second
+        flood.pass();
+    }
+    assert!(flood.held_ms <= 30_000 / 5, "held back for {} ms of 30 s", flood.held_ms);
+    assert!(flood.held_ms >= 500, "it has its grace");
+    assert_eq!(flood.subscribers[1].take().len() as u64, flood.sent);
+    flood.limit(0, usize::MAX);
+    let arrived = flood.subscribers[0].take().len() as u64;
+    assert_eq!((arrived + flood.dropped(), flood.dropped() > 0), (flood.sent, true));
+}
+
+#[test]
+fn a_lone_subscriber_that_trickles_and_several_alike_lose_nothing() {
+    for count in [1, 2] {
+        let mut flood = Flood::new(count);
+        for _ in 0..300 {
+            (0..count).for_each(|n| flood.limit(n, Flood::OUTBOX / 4));
+            flood.pass();
+        }
+        assert!(flood.held_ms > 20_000, "held back for {} ms of 30 s", flood.held_ms);
+        for subscriber in 0..count {
+            flood.limit(subscriber, usize::MAX);
+            assert_eq!(flood.subscribers[subscriber].take().len() as u64, flood.sent);
+        }
+    }
+}
+
+#[test]
+fn a_subscriber_that_is_full_again_and_again_is_watched_once() {
+    let mut flood = Flood::new(1);
+    for _ in 0..100 {
+        flood.limit(0, 0);
+        flood.pass();
+        assert!(lock(&flood.broker.watched).len() <= 1);
+        flood.limit(0, 10 * Flood::OUTBOX);
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::journal::Position;
 use super::outlet::SharedOutlet;
 use super::session::Session;
-use super::stats::Tally;
+use super::stats::{DropReason, Tally};
 use super::{Broker, Millis};
 
 /// Receivers from which on a turn tries to collect more for each of them.
@@ -80,6 +80,11 @@ impl Turn {
         self.begin_packets();
     }
 
+    /// The time at which it began.
+    pub fn now(&self) -> Millis {
+        self.now
+    }
+
     /// Begins to handle what one peer sent.
     pub(crate) fn begin_packets(&mut self) {
         self.gate = 0;
@@ -97,6 +102,13 @@ impl Turn {
     /// `[MQTT-4.6.0-2]`, `[MQTT-4.6.0-3]`, `[MQTT-4.6.0-4]`.
     pub(crate) fn acknowledgements(&mut self) -> &mut Vec<u8> {
         if self.gate > 0 || self.is_holding { &mut self.held } else { &mut self.answers }
+    }
+
+    /// Counts a message that its receiver refused by a reason code `[MQTT-4.8.2-6]`.
+    pub(crate) fn note_refused(&mut self, refused: bool) {
+        if refused {
+            self.tally.dropped(DropReason::Refused, 1);
+        }
     }
 
     pub(crate) fn add_steps(&mut self, count: usize) {

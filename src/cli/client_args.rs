@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
+use clap::ArgMatches;
+use clap::parser::ValueSource;
 
 use super::command_properties::{CommandProperties, CommandProperty};
 use crate::client::{BrokerUrl, Endpoint, Message, Options, Will};
@@ -29,9 +31,15 @@ pub(super) struct ClientArgs {
         short = 'L',
         long,
         value_name = "URL",
-        help = "Broker, user, password and topic at once: mqtt://[USER[:PASSWORD]@]HOST[:PORT][/TOPIC]"
+        help = "Broker, user, password and topic at once: mqtt://[USER[:PASSWORD]@]HOST[:PORT][/TOPIC]; what is given behind it counts instead of its parts"
     )]
-    url: Option<String>,
+    url: Vec<String>,
+    /// The topics in the URLs.
+    #[arg(skip)]
+    url_topics: Vec<String>,
+    /// Whether no other topic was given behind the last of them.
+    #[arg(skip)]
+    url_topic_is_last: bool,
     /// Local address or host name to connect from
     #[arg(short = 'A', value_name = "ADDRESS")]
     bind: Option<String>,
@@ -117,21 +125,61 @@ pub(super) struct ClientPlan {
     pub(super) options: Options,
     pub(super) properties: CommandProperties,
     pub(super) version: Version,
-    /// The topic of `-L`.
-    pub(super) url_topic: Option<String>,
+    /// The topics of `-L`.
+    pub(super) url_topics: Vec<String>,
+    /// Whether no `-t` was given behind the last of them.
+    pub(super) url_topic_is_last: bool,
 }
 
 impl ClientArgs {
+    /// Takes the URLs apart. Part by part, what was given last counts, as with mosquitto's
+    /// clients: `-L mqtt://a:1 -h b` goes to b, port 1. To be called once, before
+    /// [`ClientArgs::plan`]; `given` is where these arguments came from.
+    pub(super) fn settle(&mut self, given: &ArgMatches) -> anyhow::Result<()> {
+        let is_behind = |name, other| place_of(given, name) > place_of(given, other);
+        if is_behind("host", "unix") {
+            self.unix = None;
+        }
+        if is_behind("password", "password_file") {
+            self.password_file = None;
+        }
+        let places = given.indices_of("url").into_iter().flatten();
+        for (text, place) in std::mem::take(&mut self.url).iter().zip(places) {
+            let url = BrokerUrl::parse(text)?;
+            let is_later_than = |name| place_of(given, name) < Some(place);
+            if is_later_than("unix") {
+                self.unix = None;
+            }
+            if is_later_than("host") {
+                self.host = url.host;
+            }
+            if is_later_than("port") {
+                self.port = url.port;
+            }
+            if url.username.is_some() && is_later_than("username") {
+                self.username = url.username;
+            }
+            if url.password.is_some() && is_later_than("password") && is_later_than("password_file")
+            {
+                self.password = url.password;
+                self.password_file = None;
+            }
+            if let Some(topic) = url.topic {
+                self.url_topics.push(topic);
+                self.url_topic_is_last = is_later_than("topic");
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn plan(&self, default_version: Version) -> anyhow::Result<ClientPlan> {
         let properties =
             CommandProperties::new(&self.properties).map_err(|what| anyhow!("-D: {what}"))?;
         let wants_v5 = !self.properties.is_empty() || self.session_expiry_interval.is_some();
         let version =
             self.protocol_version.unwrap_or(if wants_v5 { Version::V5 } else { default_version });
-        let url = self.url.as_deref().map(BrokerUrl::parse).transpose()?.unwrap_or_default();
         let endpoint = match &self.unix {
             Some(path) => Endpoint::Unix(path.clone()),
-            None if self.url.is_some() => Endpoint::Tcp { host: url.host, port: url.port },
             None => Endpoint::Tcp { host: self.host.clone(), port: self.port },
         };
         let mut options = Options::at(endpoint)
@@ -144,12 +192,10 @@ impl ClientArgs {
         if let Some(id) = self.client_id() {
             options = options.client_id(id);
         }
-        if let Some(username) = url.username.as_ref().or(self.username.as_ref()) {
+        if let Some(username) = &self.username {
             options = options.username(username);
         }
-        if let Some(password) =
-            url.password.map(Bytes::from).map_or_else(|| self.password(), |p| Ok(Some(p)))?
-        {
+        if let Some(password) = self.password()? {
             options = options.password(password);
         }
         options = self.session(options, version)?;
@@ -157,7 +203,8 @@ impl ClientArgs {
         if let Some(will) = self.will(&properties)? {
             options = options.will(will);
         }
-        Ok(ClientPlan { options, properties, version, url_topic: url.topic })
+        let (url_topics, url_topic_is_last) = (self.url_topics.clone(), self.url_topic_is_last);
+        Ok(ClientPlan { options, properties, version, url_topics, url_topic_is_last })
     }
 
     fn client_id(&self) -> Option<String> {
@@ -203,6 +250,12 @@ impl ClientArgs {
             .properties(properties.will.clone());
         Ok(Some(Will { message, delay_secs: properties.will_delay_secs }))
     }
+}
+
+/// Where on the command line (behind the options file) `name` was given last.
+fn place_of(given: &ArgMatches, name: &str) -> Option<usize> {
+    let is_given = given.value_source(name) == Some(ValueSource::CommandLine);
+    given.indices_of(name).filter(|_| is_given)?.max()
 }
 
 /// `-q`: mosquitto's words for a wrong one.
@@ -252,5 +305,61 @@ fn parse_expiry(text: &str) -> Result<u32, String> {
     match text {
         "-1" | "∞" => Ok(u32::MAX),
         _ => text.parse().map_err(|_| "seconds from 0 to 4294967295, -1 or ∞".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, FromArgMatches};
+
+    use super::*;
+
+    /// Host and port (or path), user name, password, and the topic of `-L` with whether it counts.
+    fn check(words: &str, expected: &str) {
+        let command = clap::Command::new("sub")
+            .version("0")
+            .disable_help_flag(true)
+            .disable_version_flag(true)
+            .args_override_self(true)
+            .arg(clap::Arg::new("topic").short('t').action(clap::ArgAction::Append));
+        let command = ClientArgs::augment_args(command);
+        let given = command.try_get_matches_from(words.split_whitespace()).expect(words);
+        let mut args = ClientArgs::from_arg_matches(&given).unwrap();
+        args.settle(&given).expect(words);
+        let place = args.unix.as_ref().map(|path| path.display().to_string());
+        let place = place.unwrap_or_else(|| format!("{}:{}", args.host, args.port));
+        let password = args.password_file.map(|path| path.display().to_string()).or(args.password);
+        let last = if args.url_topic_is_last { "!" } else { "" };
+        let found = format!(
+            "{place} {} {} {}{last}",
+            args.username.as_deref().unwrap_or("-"),
+            password.as_deref().unwrap_or("-"),
+            args.url_topics.join("+")
+        );
+        assert_eq!(found.trim_end(), expected, "{words}");
+    }
+
+    /// As mosquitto_sub 2.0.11 does it. The URL used to win over everything, and `-h` behind it
+    /// went unheard.
+    #[test]
+    fn what_is_given_last_counts() {
+        check("sub -L mqtt://a:1/t -h b", "b:1 - - t!");
+        check("sub -h b -L mqtt://a:1/t", "a:1 - - t!");
+        check("sub -L mqtt://a:1 -p 2", "a:2 - -");
+        check("sub -p 2 -L mqtt://a", "a:1883 - -");
+        check("sub -L mqtt://u:p@a -u x", "a:1883 x p");
+        check("sub -u x -P y -L mqtt://a", "a:1883 x y");
+        check("sub -u x -P y -L mqtt://u@a", "a:1883 u y");
+        check("sub -L mqtt://u:p@a -L mqtt://b/t", "b:1883 u p t!");
+        check("sub -L mqtt://u:p@a --unix /s", "/s u p");
+        check("sub --unix /s -L mqtt://u:p@a", "a:1883 u p");
+        check("sub --unix /s -h a -p 1", "a:1 - -");
+        check("sub -h a --unix /s", "/s - -");
+        check("sub -L mqtt://a/t -t x", "a:1883 - - t");
+        check("sub -t x -L mqtt://a/t -L mqtt://b", "b:1883 - - t!");
+        check("sub -L mqtt://u:p@a --password-file /f", "a:1883 u /f");
+        check("sub --password-file /f -L mqtt://u:p@a", "a:1883 u p");
+        check("sub --password-file /f -P p -u u", "localhost:1883 u p");
+        check("sub --url=mqtt://a:1 -hb", "b:1 - -");
     }
 }

@@ -183,7 +183,7 @@ fn tell(voice: Voice, event: Event) {
                 delay.as_secs_f32()
             ));
         }
-        Event::Connected { session_present } => {
+        Event::Connected { session_present, .. } => {
             voice.explain(|| format!("connected, session present: {session_present}"));
         }
         Event::Unsubscribed { filters, error } => {
@@ -196,10 +196,9 @@ fn tell(voice: Voice, event: Event) {
     }
 }
 
-/// The topic of `-t`, or else of `-L`.
+/// The topic of `-t` or `-L`, whichever was given last.
 pub(super) fn one_topic(given: Option<&str>, plan: &ClientPlan) -> anyhow::Result<String> {
-    given
-        .map(str::to_owned)
-        .or_else(|| plan.url_topic.clone())
-        .context("a topic is missing: -t TOPIC, or -L with a topic")
+    let of_url = plan.url_topics.last().map(String::as_str);
+    let topic = if plan.url_topic_is_last { of_url.or(given) } else { given.or(of_url) };
+    topic.map(str::to_owned).context("a topic is missing: -t TOPIC, or -L with a topic")
 }

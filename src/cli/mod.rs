@@ -1,9 +1,10 @@
 //! The command line: one file for each subcommand, exit codes and the one place that prints an
 //! error.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod bench;
 mod client_args;
@@ -23,6 +24,8 @@ mod serve;
 mod signals;
 mod size;
 mod subscribe;
+
+use client_args::ClientArgs;
 
 /// An MQTT 3.1, 3.1.1 and 5.0 broker, its clients and a benchmark.
 #[derive(Debug, Parser)]
@@ -63,8 +66,8 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return fail(&error),
     };
-    let command = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli.command,
+    let (mut command, flags) = match parse(arguments) {
+        Ok(parsed) => parsed,
         Err(error) if is_client && error.use_stderr() => {
             // Nothing can be done about a standard error that cannot be written to.
             let _ = error.print();
@@ -72,6 +75,11 @@ pub fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
+    if let (Some(args), Some((_, flags))) = (command.client_args(), flags.subcommand())
+        && let Err(error) = args.settle(flags)
+    {
+        return fail(&error);
+    }
     let result = match command {
         Command::Serve(args) => serve::run(*args),
         Command::Pub(args) => publish::run(*args),
@@ -80,6 +88,26 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(*args),
     };
     result.unwrap_or_else(|error| fail(&error))
+}
+
+/// The subcommand, and the flags in the order in which they were given.
+fn parse(arguments: Vec<OsString>) -> Result<(Command, ArgMatches), clap::Error> {
+    let mut description = Cli::command();
+    let flags = description.try_get_matches_from_mut(arguments)?;
+    let cli = Cli::from_arg_matches(&flags).map_err(|error| error.format(&mut description))?;
+    Ok((cli.command, flags))
+}
+
+impl Command {
+    /// The flags that the clients share, if it is one of them.
+    fn client_args(&mut self) -> Option<&mut ClientArgs> {
+        match self {
+            Self::Pub(args) => Some(&mut args.client),
+            Self::Sub(args) => Some(&mut args.client),
+            Self::Rr(args) => Some(&mut args.client),
+            Self::Serve(_) | Self::Bench(_) => None,
+        }
+    }
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {

@@ -42,8 +42,12 @@ pub(super) struct Args {
     /// Messages of QoS 1 and 2 that may be on their way at once
     #[arg(short = 'M', default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=0x8000))]
     max_inflight: u16,
+    /// Give a message up when N connections in a row were lost with it before anything was
+    /// acknowledged: the broker may find it too large, and before 5.0 cannot say so; 0: never
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    max_losses: u32,
     #[command(flatten)]
-    client: ClientArgs,
+    pub(super) client: ClientArgs,
 }
 
 /// Longer than all attempts to connect again take together: if nothing is acknowledged in this
@@ -67,6 +71,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = plan
         .options
         .max_inflight(args.max_inflight)
+        .max_losses((args.max_losses > 0).then_some(args.max_losses))
         .publish_with_aliases(u16::from(plan.properties.publish_alias))
         .reconnect(RECONNECT);
     let farewell = plan.properties.disconnect.clone();
@@ -193,6 +198,7 @@ impl Publisher {
             Err(
                 error @ (Error::Rejected { .. }
                 | Error::SessionLost
+                | Error::Undeliverable { .. }
                 | Error::TooLarge(_)
                 | Error::Unsupported(_)),
             ) => {

@@ -43,7 +43,7 @@ pub(super) struct Args {
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
-    client: ClientArgs,
+    pub(super) client: ClientArgs,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {

@@ -1,20 +1,22 @@
 //! `surgemq serve`: flags, the runtime, signals, the start-up line.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgAction, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::runtime::Runtime;
 
 use super::duration::{Span, parse_span};
 use super::logging::{LogFormat, LogLevel};
 use super::size::parse_size;
 use crate::broker::{Config, QueuePolicy, Restored};
 use crate::mqtt::QoS;
-use crate::server::{Builder, Server, ServerError};
+use crate::server::{Builder, Rests, Server, ServerError};
 use crate::store::{self, Durability};
 
 /// An address could not be listened on.
@@ -64,6 +66,11 @@ pub(super) struct Args {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
+    /// When nearly all that comes is from many clients that send seldom, look for it this often,
+    /// in microseconds: less work for each message, which may wait so long; 0: at once
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 500,
+          value_parser = clap::value_parser!(u64).range(..=100_000))]
+    max_rest: u64,
 
     #[command(flatten, next_help_heading = "Durability")]
     disk: DiskArgs,
@@ -179,14 +186,15 @@ struct Limits {
     #[arg(long, value_name = "N", default_value_t = Config::default().ack_retries)]
     ack_retries: u32,
     /// Memory for what clients have the broker keep, all sessions together: messages, retained
-    /// messages, wills, subscriptions; past half of it, who has much gets no more [default: half
-    /// of what the machine or container has]
+    /// messages, wills, subscriptions, what waits for full sockets; past half of it, who has much
+    /// gets no more [default: half of what the machine or container has]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     max_memory: Option<u64>,
     /// Bytes waiting for one connection's socket from which on publishers are held back
     #[arg(long, value_name = "BYTES", default_value_t = Config::default().outbox_bytes)]
     outbox_bytes: usize,
-    /// How long a full connection holds publishers back until it counts as slow
+    /// How long a full connection holds publishers back until it counts as slow, at a stretch; and
+    /// all in all, beyond a tenth of the time, where other receivers of theirs go short
     #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = parse_span)]
     slow_grace: Span,
     /// How often $SYS is published in seconds; 0: never
@@ -252,13 +260,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut config = args.limits.config();
     let room = usize::try_from(allowed.saturating_sub(SPARE_DESCRIPTORS)).unwrap_or(usize::MAX);
     config.max_connections = config.max_connections.min(room.max(1));
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if let Some(threads) = args.threads {
-        runtime.worker_threads(threads);
-    }
-    // A worker asks for new events after so many turns; tokio's 61 long ones would take half a second.
-    runtime.event_interval(TURNS_PER_POLL);
-    let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
+    let runtime = runtime(args.threads, Duration::from_micros(args.max_rest))
+        .context("cannot start the runtime")?;
     let addresses = match (args.port, args.bind) {
         (Some(port), _) => vec![format!("0.0.0.0:{port}"), format!("[::]:{port}")],
         (None, bind) if bind.is_empty() => vec!["127.0.0.1:1883".to_owned()],
@@ -274,7 +277,26 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     let limits = format!("up to {connections} connections; {where_kept}");
-    let ended = runtime.block_on(serve(server, &addresses, args.port.is_some(), &limits));
+    run_in(runtime, serve(server, &addresses, args.port.is_some(), &limits))
+}
+
+fn runtime(threads: Option<usize>, rest: Duration) -> io::Result<Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        runtime.worker_threads(threads);
+    }
+    // A worker asks for new events after so many turns; tokio's 61 long ones would take half a second.
+    runtime.event_interval(TURNS_PER_POLL);
+    let rests = Arc::new(Rests::new(rest));
+    let after = Arc::clone(&rests);
+    runtime.on_thread_park(move || rests.before_park());
+    runtime.on_thread_unpark(move || after.after_park());
+    runtime.enable_all().build()
+}
+
+/// Does this to its end, and does not wait for the end of anything else for long.
+fn run_in<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
+    let ended = runtime.block_on(work);
     // Whatever a worker is still busy with is of no use to anybody any more.
     runtime.shutdown_timeout(LAST_TURNS);
     ended
@@ -375,7 +397,74 @@ fn is_in_use(error: &ServerError) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, mpsc};
+    use std::task::Poll;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+
     use super::*;
+
+    /// Under a flood a new connection's bytes waited for 61 turns, half a second.
+    #[test]
+    fn an_event_waits_for_a_few_turns_only() {
+        const EVENTS: u32 = 5;
+        let runtime = runtime(Some(1), Duration::ZERO).expect("a runtime");
+        let (mut sender, receiver) = StdUnixStream::pair().expect("a pair of sockets");
+        receiver.set_nonblocking(true).expect("a socket option");
+        let seen = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&seen);
+        let waiting = async move {
+            let mut receiver = UnixStream::from_std(receiver).expect("it is a socket");
+            while receiver.read_u8().await.is_ok() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        // Always has something to do, and makes the next event as soon as one was noticed.
+        let (mut made, mut turns, mut most) = (0, 0, 0);
+        let busy = poll_fn(move |context| {
+            if seen.load(Ordering::Relaxed) == made {
+                if made == EVENTS {
+                    return Poll::Ready(most);
+                }
+                (made, turns) = (made + 1, 0);
+                sender.write_all(b"x").expect("it has room for a byte");
+            }
+            turns += 1;
+            most = turns.max(most);
+            context.waker().wake_by_ref();
+            Poll::Pending
+        });
+        let most = runtime.block_on(async {
+            tokio::spawn(waiting);
+            tokio::spawn(busy).await.expect("it ends")
+        });
+        // Some more for its own way to those whose turn it is.
+        assert!(most <= TURNS_PER_POLL + 4, "{most} turns");
+    }
+
+    #[test]
+    fn a_turn_without_an_end_does_not_hold_up_the_end() {
+        let (release, held) = mpsc::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let (end, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = runtime(Some(2), Duration::ZERO).expect("a runtime");
+            runtime.spawn(async move {
+                let _ = begin.send(());
+                let _ = held.recv(); // blocks its worker
+            });
+            let ended = run_in(runtime, async { begun.await.is_ok() });
+            let _ = end.send(ended);
+        });
+        // Without a bound it would not end at all.
+        assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(true));
+        drop(release);
+    }
 
     #[test]
     fn durability_is_one_of_three() {

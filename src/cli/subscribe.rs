@@ -57,7 +57,7 @@ pub(super) struct Args {
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
-    client: ClientArgs,
+    pub(super) client: ClientArgs,
 }
 
 /// How messages are printed: also by `surgemq rr`.
@@ -110,7 +110,7 @@ const WRITE: usize = 1 << 20;
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let plan = args.client.plan(Version::V311)?;
-    let topics: Vec<String> = plan.url_topic.iter().chain(&args.topic).cloned().collect();
+    let topics: Vec<String> = plan.url_topics.iter().chain(&args.topic).cloned().collect();
     if topics.is_empty() && args.unsubscribe.is_empty() {
         bail!("a topic is missing: -t FILTER to subscribe to, or -U FILTER to unsubscribe from");
     }

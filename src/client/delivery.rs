@@ -7,8 +7,7 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::oneshot;
 
 use super::Error;
-use super::message::owned_pairs;
-use crate::mqtt::{Ack, PropertyValues, ReasonCode};
+use crate::mqtt::{Ack, PropertyValues, ReasonCode, owned_pairs};
 
 /// The broker's answer to a message, a subscription or an unsubscription.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use super::read_buffer::ReadBuffer;
 use super::shared::Shared;
 use super::state::State;
 use super::transport::Stream;
-use super::{Error, Event};
+use super::{BrokerInfo, Error, Event};
 use crate::mqtt::{Disconnect, Packet, Properties, Role, Version};
 
 /// How much is encoded for one write.
@@ -36,7 +36,7 @@ pub(crate) async fn run(mut ending: Ending, first: Link) {
         let error = link.run(shared).await;
         // The broker waits for the socket to close; the next connection may be far off.
         drop(link);
-        if error.is_final() {
+        if shared.options.is_the_end(&error) {
             break error;
         }
         shared.event(Event::Lost { error: error.clone() });
@@ -72,7 +72,8 @@ impl Drop for Ending {
 async fn reconnect(shared: &Shared, lost: Error) -> Result<Link, Error> {
     let mut last = lost;
     for attempt in 1.. {
-        let Some(delay) = shared.options.reconnect.delay(attempt, random()) else { break };
+        let losses = shared.lock().losses();
+        let Some(delay) = shared.options.reconnect.delay(attempt, losses, random()) else { break };
         shared.event(Event::Reconnecting { attempt, delay });
         let client_id = shared.lock().client_id.clone();
         let try_once = async {
@@ -85,7 +86,7 @@ async fn reconnect(shared: &Shared, lost: Error) -> Result<Link, Error> {
         };
         match result {
             Ok(link) => return Ok(link),
-            Err(error) if error.is_final() => return Err(error),
+            Err(error) if shared.options.is_the_end(&error) => return Err(error),
             Err(error) => last = error,
         }
         shared.event(Event::Lost { error: last.clone() });
@@ -126,8 +127,9 @@ impl Link {
         let connack = decode_connack(&frame, options.version)?;
         let keep_alive_secs =
             connack.properties.server_keep_alive_secs.unwrap_or(options.keep_alive_secs); // [MQTT-3.2.2-21]
-        shared.locked(|state| state.on_connected(&connack, fresh, options));
-        shared.event(Event::Connected { session_present: connack.session_present });
+        let broker = Arc::new(BrokerInfo::from_connack(&connack));
+        shared.locked(|state| state.on_connected(&broker, fresh, options));
+        shared.event(Event::Connected { session_present: broker.session_present, broker });
         let used = frame.len;
         buffer.consume(used);
         let (reader, writer) = tokio::io::split(stream);

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::mqtt::{DecodeError, EncodeError, ReasonCode, TopicError};
+use crate::mqtt::{DecodeError, EncodeError, MessageError, ReasonCode, TopicError};
 
 /// Why something that the client was asked for did not happen.
 ///
@@ -31,13 +31,18 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// The broker refused the connection in its CONNACK.
-    #[error("the broker refused the connection: {reason}{}", told(.text))]
+    #[error("the broker refused the connection: {reason}{}{}", told(.text), elsewhere(.server_reference))]
     Refused {
         /// The reason code; the return codes of 3.1 and 3.1.1 are mapped to those of 5.0.
         reason: ReasonCode,
-        /// The broker's reason string, or the server that it refers to.
+        /// The broker's reason string.
         text: Option<String>,
+        /// The server that it refers to.
+        server_reference: Option<String>,
     },
+    /// The source of [`Options::login_with`](super::Options::login_with) gave no login.
+    #[error("no login for the next connection: {0}")]
+    Login(Arc<dyn std::error::Error + Send + Sync>),
     /// Nothing came in time.
     #[error("timed out waiting for {0}")]
     Timeout(&'static str),
@@ -45,12 +50,14 @@ pub enum Error {
     #[error("the connection was lost: {0}")]
     Io(Arc<io::Error>),
     /// The broker closed the connection with a DISCONNECT.
-    #[error("the broker closed the connection: {reason}{}", told(.text))]
+    #[error("the broker closed the connection: {reason}{}{}", told(.text), elsewhere(.server_reference))]
     Disconnected {
         /// Its reason code.
         reason: ReasonCode,
-        /// Its reason string, or the server that it refers to.
+        /// Its reason string.
         text: Option<String>,
+        /// The server that it refers to.
+        server_reference: Option<String>,
     },
     /// The broker sent something that the specification forbids.
     #[error("the broker broke the protocol: {0}")]
@@ -67,6 +74,16 @@ pub enum Error {
     /// anybody is unknown, and sending it again might deliver it twice.
     #[error("the broker lost the session while the message was under way")]
     SessionLost,
+    /// The connection was lost again and again with this message under way and nothing
+    /// acknowledged: the broker may find it too large, and before 5.0 cannot say so. Whether it
+    /// has reached anybody is unknown. See [`Options::max_losses`](super::Options::max_losses).
+    #[error(
+        "the connection was lost {losses} times in a row while the message was under way; the broker may not accept it"
+    )]
+    Undeliverable {
+        /// How often.
+        losses: u32,
+    },
     /// The message cannot be sent: it is larger than the protocol or the broker allows.
     #[error("the message is too large for {0}")]
     TooLarge(&'static str),
@@ -99,9 +116,22 @@ fn told(text: &Option<String>) -> String {
     text.as_ref().map(|text| format!(" ({text})")).unwrap_or_default()
 }
 
+fn elsewhere(server: &Option<String>) -> String {
+    server.as_ref().map(|server| format!(", use {server}")).unwrap_or_default()
+}
+
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         Self::Io(Arc::new(error))
+    }
+}
+
+impl From<MessageError> for Error {
+    fn from(error: MessageError) -> Self {
+        match error {
+            MessageError::Topic { topic, source } => Self::Topic { topic, source },
+            MessageError::Nul(what) => Self::Nul(what),
+        }
     }
 }
 
@@ -115,6 +145,15 @@ impl From<EncodeError> for Error {
 }
 
 impl Error {
+    /// Whether another user name, password or token might have helped.
+    pub(crate) fn is_about_login(&self) -> bool {
+        use ReasonCode as R;
+        let (Self::Refused { reason, .. } | Self::Disconnected { reason, .. }) = self else {
+            return false;
+        };
+        matches!(reason, R::BadUserNameOrPassword | R::NotAuthorized)
+    }
+
     /// Whether trying again later cannot help: the broker has refused for good, or another
     /// client has taken the session over and would be thrown out in turn.
     pub(crate) fn is_final(&self) -> bool {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::read_buffer::ReadBuffer;
 use super::transport::{self, Stream};
@@ -27,6 +27,10 @@ pub(crate) async fn establish(
     client_id: &str,
     resume: bool,
 ) -> Result<Established, Error> {
+    let deadline = Instant::now() + options.connect_timeout;
+    let login = timeout_at(deadline, options.next_login())
+        .await
+        .unwrap_or(Err(Error::Timeout("the login of the next connection")))?;
     let attempt = async {
         let mut stream = transport::connect(&options.endpoint, options.bind.as_deref())
             .await
@@ -35,14 +39,14 @@ pub(crate) async fn establish(
         // left out on a second connection without changing what the broker keeps.
         let fresh = options.clean_start && !(resume && options.version.is_v5());
         let mut bytes = Vec::with_capacity(256);
-        let connect = options.to_connect(fresh, client_id);
+        let connect = options.to_connect(fresh, client_id, &login);
         Packet::Connect(Box::new(connect)).encode(options.version, &mut bytes)?;
         stream.write_all(&bytes).await?;
         let mut buffer = ReadBuffer::new(options.max_packet_size);
         wait_for_connack(&mut stream, &mut buffer, options.version, fresh).await?;
         Ok(Established { stream, buffer, fresh })
     };
-    match timeout(options.connect_timeout, attempt).await {
+    match timeout_at(deadline, attempt).await {
         Ok(result) => result,
         Err(_) => Err(Error::Timeout("the broker to accept the connection")),
     }
@@ -66,8 +70,9 @@ async fn wait_for_connack(
     let Some(frame) = buffer.first()? else { return Err(not_connack()) };
     let connack = decode_connack(&frame, version)?;
     if connack.reason.is_error() {
-        let text = connack.properties.reason_string.or(connack.properties.server_reference);
-        return Err(Error::Refused { reason: connack.reason, text: text.map(str::to_owned) });
+        let text = connack.properties.reason_string.map(str::to_owned);
+        let server_reference = connack.properties.server_reference.map(str::to_owned);
+        return Err(Error::Refused { reason: connack.reason, text, server_reference });
     }
     if fresh && connack.session_present {
         // [MQTT-3.2.2-2]
@@ -85,7 +90,8 @@ pub(crate) fn decode_connack<'a>(
     match frame.decode(version, Role::Server)? {
         Packet::ConnAck(connack) => Ok(connack),
         Packet::Disconnect(disconnect) => {
-            Err(Error::Refused { reason: disconnect.reason, text: None })
+            let server_reference = disconnect.properties.server_reference.map(str::to_owned);
+            Err(Error::Refused { reason: disconnect.reason, text: None, server_reference })
         }
         _ => Err(not_connack()),
     }

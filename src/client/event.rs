@@ -1,10 +1,11 @@
 //! What happens to the connection, for whoever wants to know.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use super::Error;
+use super::{BrokerInfo, Error};
 
 /// A change of the connection.
 #[derive(Debug, Clone)]
@@ -14,6 +15,8 @@ pub enum Event {
     Connected {
         /// Whether the broker had kept the session.
         session_present: bool,
+        /// What else it said.
+        broker: Arc<BrokerInfo>,
     },
     /// The connection was lost, or an attempt to make it again failed.
     Lost {

@@ -6,14 +6,14 @@ use tokio::sync::{Semaphore, SemaphorePermit, TryAcquireError, oneshot};
 
 use super::driver::{self, Ending, Link};
 use super::establish::establish;
-use super::message::check_pairs;
 use super::requests::{Request, Wanted};
 use super::shared::Shared;
 use super::state::{Parcel, Phase};
 use super::{
-    Acknowledgement, Delivery, Error, Event, Events, Filter, Message, Options, Subscription,
+    Acknowledgement, BrokerInfo, Delivery, Error, Event, Events, Filter, Message, Options,
+    Subscription,
 };
-use crate::mqtt::{ReasonCode, SharedFilter, Version};
+use crate::mqtt::{ReasonCode, SharedFilter, Version, check_pairs};
 
 /// The largest subscription identifier.
 const MAX_IDENTIFIER: u32 = 268_435_455;
@@ -98,7 +98,7 @@ impl Subscribe {
                 return Err(Error::Options("a shared subscription cannot be without own messages"));
             }
         }
-        check_pairs(&self.user_properties)
+        Ok(check_pairs(&self.user_properties)?)
     }
 
     pub(crate) fn texts(&self) -> Vec<String> {
@@ -190,7 +190,7 @@ impl Client {
 
     fn accept(&self, message: Message, weight: usize) -> Delivery {
         let (done, receiver) = oneshot::channel();
-        self.shared().change(|state| state.accept(Parcel { message, weight, done, serial: 0 }));
+        self.shared().change(|state| state.accept(Parcel::new(message, weight, done)));
         Delivery { receiver }
     }
 
@@ -290,7 +290,26 @@ impl Client {
     /// Whether the broker had kept the session when the present connection, or the last one, was
     /// made. If not, what an earlier run has subscribed to is gone.
     pub fn session_present(&self) -> bool {
-        self.shared().lock().session_present
+        self.shared().lock().broker.session_present
+    }
+
+    /// What the broker said when it accepted the present connection, or the last one: its limits,
+    /// which the client obeys, and what else is for the program to know.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let server = surgemq::server::Server::builder().build();
+    /// # let address = server.listen("tcp://127.0.0.1:0").await?;
+    /// # let client = surgemq::client::Client::connect(&format!("mqtt://{address}")).await?;
+    /// let broker = client.broker_info();
+    /// if !broker.retain_available {
+    ///     println!("this broker retains nothing");
+    /// }
+    /// # assert!(broker.retain_available && broker.assigned_client_id.is_some());
+    /// # Ok(()) }
+    /// ```
+    pub fn broker_info(&self) -> Arc<BrokerInfo> {
+        self.shared().lock().broker.clone()
     }
 
     /// The client identifier: chosen by the user, by the broker, or at random.

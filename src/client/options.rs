@@ -1,15 +1,16 @@
 //! Everything that can be chosen about a client before it connects, and the CONNECT made of it.
 
 use std::fmt;
+use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::message::{borrowed_pairs, check_pairs};
-use super::{BrokerUrl, Client, Error, Message, Reconnect};
+use super::login::LoginSource;
+use super::{BrokerUrl, Client, Error, Login, Message, Reconnect};
 use crate::mqtt::{
-    Connect, MAX_PACKET_SIZE, Properties, QoS, TopicName, Version, Will as WireWill,
+    Connect, MAX_PACKET_SIZE, Properties, QoS, Version, Will as WireWill, borrowed_pairs,
 };
 
 /// How to connect. Made by [`Options::new`] or [`Options::from_url`], used up by
@@ -40,16 +41,14 @@ pub struct Options {
     pub(crate) session_expiry_secs: Option<u32>,
     pub(crate) keep_alive_secs: u16,
     pub(crate) will: Option<Will>,
-    pub(crate) username: Option<String>,
-    pub(crate) password: Option<Bytes>,
+    pub(crate) login: Login,
+    pub(crate) login_source: Option<LoginSource>,
     pub(crate) receive_maximum: u16,
     pub(crate) max_packet_size: u32,
     pub(crate) topic_alias_maximum: u16,
     pub(crate) outbound_aliases: u16,
     pub(crate) request_problem_information: Option<bool>,
     pub(crate) request_response_information: Option<bool>,
-    pub(crate) authentication: Option<(String, Option<Bytes>)>,
-    pub(crate) user_properties: Vec<(Box<str>, Box<str>)>,
     pub(crate) connect_timeout: Duration,
     pub(crate) ping_timeout: Duration,
     pub(crate) max_inflight: u16,
@@ -59,6 +58,7 @@ pub struct Options {
     pub(crate) overflow: Overflow,
     pub(crate) keep_unclaimed: bool,
     pub(crate) reconnect: Reconnect,
+    pub(crate) max_losses: Option<u32>,
 }
 
 /// Where the broker listens.
@@ -102,7 +102,8 @@ impl Will {
 }
 
 /// What happens to messages of QoS 0 when their reader is slow and the queue in front of it is
-/// full. Messages of QoS 1 and 2 are bounded by the receive maximum and never dropped.
+/// full. Messages of QoS 1 and 2 are never dropped: the receive maximum bounds their number, and
+/// when they hold as many bytes as [`Options::inbound_queue`] says, reading pauses in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overflow {
     /// Stop reading from the socket, so that the broker has to wait or to drop. While this
@@ -131,16 +132,14 @@ impl Options {
             session_expiry_secs: None,
             keep_alive_secs: 60,
             will: None,
-            username: None,
-            password: None,
+            login: Login::default(),
+            login_source: None,
             receive_maximum: 1024,
             max_packet_size: MAX_PACKET_SIZE,
             topic_alias_maximum: 0,
             outbound_aliases: 0,
             request_problem_information: None,
             request_response_information: None,
-            authentication: None,
-            user_properties: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(10),
             max_inflight: 1024,
@@ -150,6 +149,7 @@ impl Options {
             overflow: Overflow::default(),
             keep_unclaimed: false,
             reconnect: Reconnect::default(),
+            max_losses: Some(8),
         }
     }
 
@@ -157,8 +157,8 @@ impl Options {
     pub fn from_url(url: &str) -> Result<Self, Error> {
         let url = BrokerUrl::parse(url)?;
         let mut options = Self::new(url.host, url.port);
-        options.username = url.username;
-        options.password = url.password.map(Bytes::from);
+        options.login.username = url.username;
+        options.login.password = url.password.map(Bytes::from);
         Ok(options)
     }
 
@@ -222,14 +222,43 @@ impl Options {
     /// The user name alone.
     #[must_use]
     pub fn username(mut self, username: impl Into<String>) -> Self {
-        self.username = Some(username.into());
+        self.login.username = Some(username.into());
         self
     }
 
     /// The password alone (5.0 only).
     #[must_use]
     pub fn password(mut self, password: impl Into<Bytes>) -> Self {
-        self.password = Some(password.into());
+        self.login.password = Some(password.into());
+        self
+    }
+
+    /// Asks `ask` who connects before every connection, the first one and each that is made again:
+    /// for tokens that expire. It gets what the options say and gives back what CONNECT shall
+    /// say. The time it takes counts for [`Options::connect_timeout`]. Its error is a failed
+    /// attempt to connect like any other ([`Error::Login`]), and so is then a broker that refuses
+    /// the user name or password, or disconnects as not authorized, once there was a connection:
+    /// the next login may be better.
+    ///
+    /// ```
+    /// # async fn fetch_token() -> Result<String, std::io::Error> { Ok("token".to_owned()) }
+    /// use surgemq::client::Options;
+    ///
+    /// let options = Options::new("broker.example", 1883).username("device-7").login_with(
+    ///     |mut login| async {
+    ///         login.password = Some(fetch_token().await?.into());
+    ///         Ok::<_, std::io::Error>(login)
+    ///     },
+    /// );
+    /// ```
+    #[must_use]
+    pub fn login_with<F, A, E>(mut self, ask: F) -> Self
+    where
+        F: Fn(Login) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<Login, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.login_source = Some(LoginSource::new(ask));
         self
     }
 
@@ -280,14 +309,14 @@ impl Options {
     /// An authentication method that needs no challenge, and its data (5.0).
     #[must_use]
     pub fn authentication(mut self, method: impl Into<String>, data: Option<Bytes>) -> Self {
-        self.authentication = Some((method.into(), data));
+        self.login.authentication = Some((method.into(), data));
         self
     }
 
     /// Adds a user property to CONNECT (5.0).
     #[must_use]
     pub fn user_property(mut self, name: &str, value: &str) -> Self {
-        self.user_properties.push((name.into(), value.into()));
+        self.login.user_properties.push((name.into(), value.into()));
         self
     }
 
@@ -321,7 +350,10 @@ impl Options {
         self
     }
 
-    /// How many messages, and how many bytes of them, may wait in front of a slow reader.
+    /// How many messages of QoS 0, and how many bytes of all messages, may wait in front of a slow
+    /// reader: what comes then waits in the socket ([`Overflow`]). The bytes can be exceeded by
+    /// what was read at once, and by messages of QoS 1 and 2 (as many as the receive maximum)
+    /// while this client itself waits for an answer of the broker, and so has to read on.
     #[must_use]
     pub fn inbound_queue(mut self, messages: usize, bytes: usize) -> Self {
         self.inbound_messages = messages.max(1);
@@ -352,6 +384,21 @@ impl Options {
         self
     }
 
+    /// How many connections in a row may be lost with the same message under way, before anything
+    /// on them was acknowledged, until the message is given up with [`Error::Undeliverable`];
+    /// `None` is without end. Before 5.0 a broker that finds a message too large can only close
+    /// the connection, and would do so again each time that it is sent. From the first such loss
+    /// on the oldest message goes alone, so that no other is blamed for it, and the waits of
+    /// [`Options::reconnect`] grow; 8, the default, comes to about a minute with its default.
+    ///
+    /// For a message of QoS 0, which has no acknowledgement, those losses count at which a part of
+    /// it had been written.
+    #[must_use]
+    pub fn max_losses(mut self, losses: Option<u32>) -> Self {
+        self.max_losses = losses.map(|losses| losses.max(1));
+        self
+    }
+
     /// Connects. The first attempt is the only one: if it fails, that is the answer. Later losses
     /// are handled as [`Options::reconnect`] says.
     pub async fn connect(self) -> Result<Client, Error> {
@@ -361,24 +408,39 @@ impl Options {
 
     fn check(&self) -> Result<(), Error> {
         let v5 = self.version.is_v5();
-        if !v5 && self.password.is_some() && self.username.is_none() {
-            return Err(Error::Options("a password needs a user name before MQTT 5.0")); // [MQTT-3.1.2-22]
-        }
         if !v5 && !self.clean_start && self.client_id.as_deref().unwrap_or_default().is_empty() {
             return Err(Error::Options("a kept session needs a client identifier")); // [MQTT-3.1.3-7]
         }
-        let texts = [(&self.client_id, "the client identifier"), (&self.username, "the user name")];
-        for (text, name) in texts {
-            if text.as_ref().is_some_and(|text| text.contains('\0')) {
-                return Err(Error::Nul(name)); // [MQTT-1.5.4-2]
-            }
+        if self.client_id.as_ref().is_some_and(|text| text.contains('\0')) {
+            return Err(Error::Nul("the client identifier")); // [MQTT-1.5.4-2]
         }
-        check_pairs(&self.user_properties)?;
-        self.will.as_ref().map_or(Ok(()), |will| will.message.check())
+        Ok(self.will.as_ref().map_or(Ok(()), |will| will.message.check())?)
     }
 
-    /// The CONNECT; `clean_start` and `client_id` change when a session is taken up again.
-    pub(crate) fn to_connect<'a>(&'a self, clean_start: bool, client_id: &'a str) -> Connect<'a> {
+    /// Who connects this time.
+    pub(crate) async fn next_login(&self) -> Result<Login, Error> {
+        let given = self.login.clone();
+        let login = match &self.login_source {
+            Some(source) => source.ask(given).await?,
+            None => given,
+        };
+        login.check(self.version)?;
+        Ok(login)
+    }
+
+    /// Whether a client that was connected once ends with `error` instead of trying again.
+    pub(crate) fn is_the_end(&self, error: &Error) -> bool {
+        let next_may_be_better = self.login_source.is_some() && error.is_about_login();
+        error.is_final() && !next_may_be_better
+    }
+
+    /// The CONNECT; the arguments change when a session is taken up again.
+    pub(crate) fn to_connect<'a>(
+        &'a self,
+        clean_start: bool,
+        client_id: &'a str,
+        login: &'a Login,
+    ) -> Connect<'a> {
         Connect {
             version: self.version,
             bridge: false,
@@ -386,17 +448,17 @@ impl Options {
             keep_alive_secs: self.keep_alive_secs,
             client_id,
             will: self.will.as_ref().map(Will::to_wire),
-            username: self.username.as_deref(),
-            password: self.password.as_deref(),
+            username: login.username.as_deref(),
+            password: login.password.as_deref(),
             properties: if self.version.is_v5() {
-                self.to_properties()
+                self.to_properties(login)
             } else {
                 Properties::default()
             },
         }
     }
 
-    fn to_properties(&self) -> Properties<'_> {
+    fn to_properties<'a>(&self, login: &'a Login) -> Properties<'a> {
         let mut properties = Properties::default();
         let values = properties.make_mut();
         values.session_expiry_secs = self.session_expiry_secs;
@@ -407,11 +469,11 @@ impl Options {
             (self.topic_alias_maximum > 0).then_some(self.topic_alias_maximum);
         values.request_problem_information = self.request_problem_information;
         values.request_response_information = self.request_response_information;
-        if let Some((method, data)) = &self.authentication {
+        if let Some((method, data)) = &login.authentication {
             values.authentication_method = Some(method);
             values.authentication_data = data.as_deref();
         }
-        values.user_properties = borrowed_pairs(&self.user_properties);
+        values.user_properties = borrowed_pairs(&login.user_properties);
         properties
     }
 }
@@ -427,14 +489,6 @@ impl Will {
     }
 }
 
-/// Whether `topic` can be published to.
-pub(crate) fn check_topic(topic: &str) -> Result<(), Error> {
-    match TopicName::new(topic) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(Error::Topic { topic: topic.to_owned(), source }),
-    }
-}
-
 /// A password must not end up in a log.
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -442,7 +496,7 @@ impl fmt::Debug for Options {
             .field("endpoint", &self.endpoint)
             .field("version", &self.version)
             .field("client_id", &self.client_id)
-            .field("username", &self.username)
+            .field("username", &self.login.username)
             .finish_non_exhaustive()
     }
 }

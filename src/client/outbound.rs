@@ -8,6 +8,11 @@
 //!      on_link_lost
 //! ```
 //!
+//! A peer may close the connection on a message for good, because it is too large, say: before 5.0
+//! it cannot tell. So when a connection is lost before anything on it was acknowledged, the oldest
+//! message under way is suspected, and goes alone on the next connections, until something is
+//! acknowledged. Lost with it too often in a row, it is given up.
+//!
 //! No socket, no clock, no bytes: it says what to send next and what an acknowledgement means.
 //! It never lets more exchanges run than the peer's receive maximum; how many messages may be
 //! queued at all is bounded by its owner.
@@ -34,6 +39,16 @@ pub(crate) struct Outbound<T> {
     running: usize,
     receive_maximum: usize,
     next_position: u64,
+    /// Whether anything was acknowledged on this connection.
+    acknowledged: bool,
+    suspect: Option<Suspect>,
+}
+
+/// The message that connections were lost with, since anything was acknowledged last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Suspect {
+    position: u64,
+    losses: u32,
 }
 
 #[derive(Debug)]
@@ -88,6 +103,8 @@ impl<T> Outbound<T> {
             running: 0,
             receive_maximum: 0,
             next_position: 0,
+            acknowledged: false,
+            suspect: None,
         }
     }
 
@@ -111,7 +128,7 @@ impl<T> Outbound<T> {
 
     /// The next PUBLISH, if the peer's receive maximum has room for it. It counts as sent.
     pub(crate) fn next(&mut self) -> Option<Due<'_, T>> {
-        if self.running >= self.receive_maximum {
+        if self.running >= self.window() {
             return None; // [MQTT-3.3.4-9]
         }
         let id = self.queued.pop_front()?;
@@ -123,7 +140,27 @@ impl<T> Outbound<T> {
 
     /// Whether [`Outbound::next`] would give something.
     pub(crate) fn has_next(&self) -> bool {
-        self.running < self.receive_maximum && !self.queued.is_empty()
+        self.running < self.window() && !self.queued.is_empty()
+    }
+
+    /// How many exchanges may run.
+    fn window(&self) -> usize {
+        if self.suspect.is_some() { self.receive_maximum.min(1) } else { self.receive_maximum }
+    }
+
+    /// Whether a suspected message is under way, which nothing else shall be now.
+    pub(crate) fn is_suspicious(&self) -> bool {
+        self.suspect.is_some() && self.running > 0
+    }
+
+    /// How many connections in a row were lost before anything on them was acknowledged.
+    pub(crate) fn losses(&self) -> u32 {
+        self.suspect.map_or(0, |suspect| suspect.losses)
+    }
+
+    fn progress(&mut self) {
+        self.acknowledged = true;
+        self.suspect = None;
     }
 
     /// Gives up on a message that turned out not to be sendable.
@@ -134,7 +171,10 @@ impl<T> Outbound<T> {
     /// A PUBACK came. `None`: it acknowledges nothing.
     pub(crate) fn on_puback(&mut self, id: PacketId) -> Option<T> {
         match self.flights.get(&id) {
-            Some(f) if f.qos == QoS::AtLeastOnce && f.was_sent() => self.finish(id),
+            Some(f) if f.qos == QoS::AtLeastOnce && f.was_sent() => {
+                self.progress();
+                self.finish(id)
+            }
             _ => None,
         }
     }
@@ -145,6 +185,8 @@ impl<T> Outbound<T> {
         if flight.qos != QoS::ExactlyOnce || !flight.was_sent() {
             return Received::Unknown;
         }
+        self.acknowledged = true;
+        self.suspect = None;
         if refused && flight.stage != Stage::Released {
             // [MQTT-4.3.3-4]: an error code ends the exchange, no PUBREL follows.
             return self.finish(id).map_or(Received::Unknown, Received::Refused);
@@ -161,7 +203,10 @@ impl<T> Outbound<T> {
     /// A PUBCOMP came. `None`: it completes nothing.
     pub(crate) fn on_pubcomp(&mut self, id: PacketId) -> Option<T> {
         match self.flights.get(&id) {
-            Some(f) if f.stage == Stage::Released => self.finish(id),
+            Some(f) if f.stage == Stage::Released => {
+                self.progress();
+                self.finish(id)
+            }
             _ => None,
         }
     }
@@ -175,10 +220,31 @@ impl<T> Outbound<T> {
         Some(flight.item)
     }
 
-    /// The connection is gone: nothing can be sent until [`Outbound::resume`] or
-    /// [`Outbound::restart`].
-    pub(crate) fn on_link_lost(&mut self) {
+    /// Nothing can be sent until [`Outbound::resume`] or [`Outbound::restart`].
+    pub(crate) fn halt(&mut self) {
         self.receive_maximum = 0;
+    }
+
+    /// The connection is gone. `exposed` says whether any message had gone to the socket, `limit`
+    /// how often the connection may be lost with the same message. Gives the one that has had its
+    /// chances, and how many they were.
+    pub(crate) fn on_link_lost(&mut self, exposed: bool, limit: Option<u32>) -> Option<(T, u32)> {
+        self.halt();
+        if self.acknowledged || !exposed {
+            return None;
+        }
+        let under_way = self.in_order(|flight| flight.stage == Stage::Sent);
+        let first = *under_way.first()?;
+        let position = self.flights[&first].position;
+        let before = self.suspect.filter(|suspect| suspect.position == position);
+        let losses = before.map_or(0, |suspect| suspect.losses).saturating_add(1);
+        self.suspect = Some(Suspect { position, losses });
+        // With others beside it, any of them may have been the cause.
+        if under_way.len() > 1 || limit.is_none_or(|limit| losses < limit) {
+            return None;
+        }
+        self.suspect = None;
+        self.finish(first).map(|item| (item, losses))
     }
 
     /// The peer kept the session. Gives the identifiers whose PUBREL has to be sent again, in
@@ -186,6 +252,7 @@ impl<T> Outbound<T> {
     /// original order `[MQTT-4.4.0-1]`, `[MQTT-4.6.0-1]`, before anything newer.
     pub(crate) fn resume(&mut self, receive_maximum: u16) -> Vec<PacketId> {
         self.receive_maximum = receive_maximum.into();
+        self.acknowledged = false;
         let mut released = self.in_order(|flight| flight.stage == Stage::Released);
         let again = self.in_order(|flight| flight.stage == Stage::Sent);
         // An exchange whose PUBREL is repeated still counts until its PUBCOMP.
@@ -199,6 +266,7 @@ impl<T> Outbound<T> {
     /// it had taken (PUBREC) and then forgotten.
     pub(crate) fn restart(&mut self, receive_maximum: u16) -> Vec<T> {
         self.receive_maximum = receive_maximum.into();
+        self.acknowledged = false;
         let lost = self.in_order(|flight| flight.stage == Stage::Released);
         let lost = lost.into_iter().filter_map(|id| self.finish(id)).collect();
         let again = self.in_order(|flight| flight.stage == Stage::Sent);
@@ -316,7 +384,7 @@ mod tests {
         }
         sent(&mut outbound);
         outbound.on_pubrec(id(8), false);
-        outbound.on_link_lost();
+        outbound.halt();
         assert!(outbound.next().is_none());
         assert_eq!(outbound.resume(2), [id(8)]);
         assert_eq!(sent(&mut outbound), [(9, true, "a")], "the PUBREL counts as one of two");
@@ -332,7 +400,7 @@ mod tests {
         outbound.push(id(2), QoS::ExactlyOnce, "b");
         outbound.push(id(3), QoS::AtLeastOnce, "c");
         sent(&mut outbound);
-        outbound.on_link_lost();
+        outbound.halt();
         outbound.resume(2);
         assert_eq!(outbound.on_pubrec(id(2), false), Received::Release);
         assert_eq!(outbound.on_puback(id(1)), Some("a"));
@@ -348,9 +416,63 @@ mod tests {
         outbound.push(id(2), QoS::ExactlyOnce, "b");
         sent(&mut outbound);
         outbound.on_pubrec(id(1), false);
-        outbound.on_link_lost();
+        outbound.halt();
         assert_eq!(outbound.restart(9), ["a"]);
         assert_eq!(sent(&mut outbound), [(2, false, "b")]);
+    }
+
+    /// Sends what may be sent, and loses the connection.
+    fn lose(outbound: &mut Outbound<&'static str>) -> (Vec<u16>, Option<(&'static str, u32)>) {
+        outbound.resume(9);
+        let ids = sent(outbound).into_iter().map(|(id, ..)| id).collect();
+        (ids, outbound.on_link_lost(true, Some(3)))
+    }
+
+    #[test]
+    fn the_message_that_connections_are_lost_with_is_given_up() {
+        let mut outbound = connected(9);
+        for (n, item) in [(1, "a"), (2, "b"), (3, "c")] {
+            outbound.push(id(n), QoS::AtLeastOnce, item);
+        }
+        assert_eq!(lose(&mut outbound), (vec![1, 2, 3], None));
+        assert_eq!(lose(&mut outbound), (vec![1], None), "alone from now on");
+        assert_eq!(outbound.losses(), 2);
+        assert_eq!(lose(&mut outbound), (vec![1], Some(("a", 3))));
+        assert_eq!((outbound.losses(), outbound.len()), (0, 2));
+        assert_eq!(lose(&mut outbound), (vec![2, 3], None), "the next one has its own chances");
+    }
+
+    #[test]
+    fn a_message_that_had_not_left_is_not_suspected() {
+        let mut outbound = connected(9);
+        outbound.push(id(1), QoS::AtLeastOnce, "a");
+        sent(&mut outbound);
+        assert_eq!(outbound.on_link_lost(false, Some(1)), None);
+        assert_eq!(outbound.losses(), 0);
+        assert_eq!(lose(&mut outbound), (vec![1], None));
+        assert_eq!(outbound.losses(), 1);
+    }
+
+    #[test]
+    fn an_acknowledgement_clears_the_suspicion() {
+        let mut outbound = connected(9);
+        for (n, qos) in [(1, QoS::AtLeastOnce), (2, QoS::ExactlyOnce), (3, QoS::AtLeastOnce)] {
+            outbound.push(id(n), qos, "a");
+        }
+        for n in [1, 2] {
+            lose(&mut outbound);
+            lose(&mut outbound);
+            outbound.resume(9);
+            assert_eq!(sent(&mut outbound).len(), 1);
+            assert!(outbound.is_suspicious());
+            match n {
+                1 => assert_eq!(outbound.on_puback(id(n)), Some("a")),
+                _ => assert_eq!(outbound.on_pubrec(id(n), false), Received::Release),
+            }
+            assert!(!outbound.is_suspicious());
+            assert!(!sent(&mut outbound).is_empty(), "the others follow");
+            assert_eq!(outbound.on_link_lost(true, Some(1)), None, "something was acknowledged");
+        }
     }
 
     #[test]

@@ -4,13 +4,12 @@
 use tokio::sync::oneshot;
 
 use super::delivery::Acknowledgement;
-use super::message::borrowed_pairs;
 use super::routes::Routes;
 use super::state::State;
-use super::{Error, Filter};
+use super::{BrokerInfo, Error, Filter};
 use crate::mqtt::{
     DecodeError, EncodeError, Packet, PacketId, Properties, ReasonCode, SubAck, Subscribe,
-    SubscriptionRequest, UnsubAck, Unsubscribe, Version,
+    SubscriptionRequest, UnsubAck, Unsubscribe, Version, borrowed_pairs,
 };
 
 /// The codes of a SUBACK or UNSUBACK, one for each filter, with the reason string.
@@ -77,6 +76,16 @@ impl Request {
         packet.encode(version, out)
     }
 
+    /// Whether `broker` has what it asks for.
+    pub(crate) fn check(&self, broker: &BrokerInfo) -> Result<(), Error> {
+        match self {
+            Self::Subscribe { wanted, .. } => {
+                broker.check_subscribe(&wanted.filters, wanted.identifier)
+            }
+            Self::Unsubscribe { .. } => Ok(()),
+        }
+    }
+
     /// The topic filters that it is about.
     pub(crate) fn into_filters(self) -> Vec<String> {
         match self {
@@ -87,12 +96,12 @@ impl Request {
         }
     }
 
-    /// Tells whoever waits that there will be no answer.
-    pub(crate) fn fail(self, error: &Error) {
-        let (Self::Subscribe { done, .. } | Self::Unsubscribe { done, .. }) = self;
-        if let Some(done) = done {
-            let _ = done.send(Err(error.clone()));
-        }
+    /// Tells whoever waits that there will be no answer; gives it back if nobody does.
+    pub(crate) fn fail(mut self, error: &Error) -> Option<Self> {
+        let (Self::Subscribe { done, .. } | Self::Unsubscribe { done, .. }) = &mut self;
+        let Some(done) = done.take() else { return Some(self) };
+        let _ = done.send(Err(error.clone()));
+        None
     }
 
     pub(crate) fn on_suback(self, ack: &SubAck<'_>, state: &mut State) -> Result<(), Error> {

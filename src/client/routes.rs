@@ -11,8 +11,8 @@ use std::task::Waker;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
-use super::Message;
 use super::inbound::Owed;
+use super::{Message, Overflow};
 use crate::mqtt::{QoS, SharedFilter, TopicName, matches};
 
 /// Names a subscription of this client.
@@ -38,16 +38,21 @@ struct Route {
     filters: Vec<Box<str>>,
     identifier: Option<u32>,
     queue: VecDeque<Waiting>,
-    /// Of the queue's messages with QoS 0: the others are bounded by the receive maximum.
+    /// Of the queue's messages with QoS 0: the number of the others is bounded by the receive
+    /// maximum.
     zero_messages: usize,
     zero_bytes: usize,
+    /// Of those with QoS 1 and 2.
+    owed_bytes: usize,
     waker: Option<Waker>,
 }
 
-/// The bounds of one queue, for messages of QoS 0.
+/// The bounds of one queue.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
+    /// Of QoS 0.
     pub(crate) messages: usize,
+    /// Of all.
     pub(crate) bytes: usize,
 }
 
@@ -161,22 +166,41 @@ impl Routes {
 
     /// Whether the queue of `id` has no room for another message of QoS 0.
     pub(crate) fn is_full(&self, id: RouteId) -> bool {
-        // What nobody reads has a bound of its own and must not stop anything.
-        let read = id != UNCLAIMED || self.unclaimed_is_read;
-        read && self.routes.get(&id).is_some_and(|route| route.is_full(self.bounds))
+        self.is_read(id) && self.routes.get(&id).is_some_and(|route| route.is_full(self.bounds))
     }
 
-    /// Whether any queue is full that a reader may empty.
-    pub(crate) fn any_full(&self) -> bool {
-        self.routes.keys().any(|id| self.is_full(*id))
+    /// What nobody reads has a bound of its own and must not stop anything.
+    fn is_read(&self, id: RouteId) -> bool {
+        id != UNCLAIMED || self.unclaimed_is_read
     }
 
-    /// Puts a message into the queue of `id`. Gives the unclaimed message that has to go for it.
-    pub(crate) fn push(&mut self, id: RouteId, waiting: Waiting) -> Option<Waiting> {
-        let route = self.routes.get_mut(&id)?;
+    /// Whether any queue that a reader may empty is so full that no more should be read from the
+    /// socket.
+    pub(crate) fn must_pause(&self, overflow: Overflow) -> bool {
+        self.routes.iter().any(|(id, route)| {
+            let full = match overflow {
+                Overflow::Pause => route.is_full(self.bounds),
+                // Messages of QoS 1 and 2 cannot be dropped.
+                Overflow::Drop => route.owed_bytes >= self.bounds.bytes,
+            };
+            full && self.is_read(*id)
+        })
+    }
+
+    /// Puts a message into the queue of `id`. Gives the unclaimed messages that have to go for it.
+    pub(crate) fn push(&mut self, id: RouteId, waiting: Waiting) -> SmallVec<[Waiting; 1]> {
+        let mut too_much = SmallVec::new();
+        let is_read = self.is_read(id);
+        let Some(route) = self.routes.get_mut(&id) else { return too_much };
         route.push(waiting);
-        let too_many = id == UNCLAIMED && !self.unclaimed_is_read && route.queue.len() > self.held;
-        too_many.then(|| route.pop()).flatten()
+        let overflows = |route: &Route| {
+            let bytes = route.zero_bytes + route.owed_bytes;
+            route.queue.len() > self.held || bytes > self.bounds.bytes && route.queue.len() > 1
+        };
+        while !is_read && overflows(route) {
+            too_much.extend(route.pop());
+        }
+        too_much
     }
 
     /// The next messages of `id`, `limit` at most.
@@ -217,22 +241,29 @@ impl Route {
     }
 
     fn is_full(&self, bounds: Bounds) -> bool {
-        self.zero_messages >= bounds.messages || self.zero_bytes >= bounds.bytes
+        let bytes = self.zero_bytes + self.owed_bytes;
+        self.zero_messages >= bounds.messages || bytes >= bounds.bytes
     }
 
     fn push(&mut self, waiting: Waiting) {
+        let weight = waiting.message.weight();
         if waiting.message.qos == QoS::AtMostOnce {
             self.zero_messages += 1;
-            self.zero_bytes += waiting.message.weight();
+            self.zero_bytes += weight;
+        } else {
+            self.owed_bytes += weight;
         }
         self.queue.push_back(waiting);
     }
 
     fn pop(&mut self) -> Option<Waiting> {
         let waiting = self.queue.pop_front()?;
+        let weight = waiting.message.weight();
         if waiting.message.qos == QoS::AtMostOnce {
             self.zero_messages -= 1;
-            self.zero_bytes -= waiting.message.weight();
+            self.zero_bytes -= weight;
+        } else {
+            self.owed_bytes -= weight;
         }
         Some(waiting)
     }
@@ -257,7 +288,7 @@ mod tests {
 
     fn route(routes: &mut Routes, waiting: Waiting) -> (Targets, Option<Waiting>) {
         let targets = routes.targets(&waiting.message);
-        let dropped = routes.push(targets[0], waiting);
+        let dropped = routes.push(targets[0], waiting).pop();
         (targets, dropped)
     }
 
@@ -290,18 +321,49 @@ mod tests {
     }
 
     #[test]
-    fn only_qos_0_counts_against_the_bounds() {
+    fn only_qos_0_counts_against_the_number() {
         let mut routes = routes();
         let id = routes.add(vec!["a".into()], None);
         let mut important = waiting("a");
         important.message.qos = QoS::AtLeastOnce;
         routes.push(id, important);
         routes.push(id, waiting("a"));
-        assert!(!routes.any_full());
+        assert!(!routes.must_pause(Overflow::Pause));
         routes.push(id, waiting("a"));
-        assert!(routes.is_full(id) && routes.any_full());
+        assert!(routes.is_full(id) && routes.must_pause(Overflow::Pause));
+        assert!(!routes.must_pause(Overflow::Drop));
         assert_eq!(routes.take(id, 2).len(), 2);
         assert!(!routes.is_full(id));
         assert_eq!(routes.remove(id).len(), 1);
+    }
+
+    fn heavy(topic: &str, qos: QoS) -> Waiting {
+        let message = Message::new(topic, vec![0; 600 << 10]).qos(qos);
+        Waiting { message, owed: None }
+    }
+
+    #[test]
+    fn every_qos_counts_against_the_bytes() {
+        for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+            let mut routes = Routes::new(Bounds { messages: 9, bytes: 1 << 20 }, 9);
+            let id = routes.add(vec!["a".into()], None);
+            routes.push(id, heavy("a", qos));
+            assert!(!routes.must_pause(Overflow::Pause));
+            routes.push(id, heavy("a", qos));
+            assert!(routes.is_full(id) && routes.must_pause(Overflow::Pause), "{qos:?}");
+            assert_eq!(routes.must_pause(Overflow::Drop), qos > QoS::AtMostOnce);
+            routes.pop(id);
+            assert!(!routes.is_full(id) && !routes.must_pause(Overflow::Drop));
+        }
+    }
+
+    #[test]
+    fn unclaimed_messages_are_held_within_the_bytes() {
+        let mut routes = Routes::new(Bounds { messages: 9, bytes: 1 << 20 }, 9);
+        assert!(routes.push(UNCLAIMED, heavy("a", QoS::AtLeastOnce)).is_empty());
+        let gone = routes.push(UNCLAIMED, heavy("b", QoS::AtLeastOnce));
+        assert_eq!(gone.len(), 1);
+        assert_eq!(&*gone[0].message.topic, "a");
+        assert!(!routes.must_pause(Overflow::Pause), "nobody could end it");
     }
 }

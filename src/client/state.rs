@@ -6,20 +6,20 @@
 //! on whatever the user does.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use tokio::sync::oneshot;
 
 use super::inbound::{Arrival, Inbound, Owed};
 use super::inbound_topics::InboundTopics;
-use super::message::borrowed_pairs;
 use super::outbound::{Outbound, Received};
 use super::requests::{Request, SubscriptionSet};
 use super::routes::{Bounds, RouteId, Routes, Waiting};
-use super::{Acknowledgement, DisconnectOptions, Error, Message, Options, Overflow};
+use super::{Acknowledgement, BrokerInfo, DisconnectOptions, Error, Message, Options, Overflow};
 use crate::mqtt::{
-    Ack, ConnAck, DecodeError, Disconnect, MAX_PACKET_SIZE, Packet, PacketId, Properties, Publish,
-    QoS, ReasonCode, Version,
+    Ack, DecodeError, Disconnect, Packet, PacketId, Properties, Publish, QoS, ReasonCode, Version,
+    borrowed_pairs,
 };
 use crate::session::{Assigned, OutboundAliases};
 
@@ -39,7 +39,27 @@ pub(crate) struct Parcel {
     pub(crate) weight: usize,
     pub(crate) done: oneshot::Sender<Result<Acknowledgement, Error>>,
     /// The place among all messages that were accepted.
-    pub(crate) serial: u64,
+    serial: u64,
+    /// At QoS 0: how many connections were lost while it was being written.
+    losses: u32,
+}
+
+impl Parcel {
+    pub(crate) const fn new(
+        message: Message,
+        weight: usize,
+        done: oneshot::Sender<Result<Acknowledgement, Error>>,
+    ) -> Self {
+        Self { message, weight, done, serial: 0, losses: 0 }
+    }
+}
+
+/// A message of QoS 0 in the bytes that the driver is writing.
+#[derive(Debug)]
+struct Writing {
+    start: usize,
+    end: usize,
+    parcel: Parcel,
 }
 
 /// Somebody who waits for the messages that were under way when he asked.
@@ -59,20 +79,6 @@ pub(crate) enum Phase {
     Closed(Error),
 }
 
-/// What the broker announced in CONNACK.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct BrokerLimits {
-    pub(crate) max_packet_size: u32,
-    pub(crate) maximum_qos: u8,
-    pub(crate) retain_available: bool,
-}
-
-impl Default for BrokerLimits {
-    fn default() -> Self {
-        Self { max_packet_size: MAX_PACKET_SIZE, maximum_qos: 2, retain_available: true }
-    }
-}
-
 /// Places that became free for waiting publishers.
 #[derive(Debug, Default)]
 pub(crate) struct Freed {
@@ -89,8 +95,13 @@ pub(crate) struct State {
     outbound: Outbound<Parcel>,
     /// Messages of QoS 0 that are not encoded yet.
     zero: VecDeque<Parcel>,
-    /// Messages of QoS 0 in the bytes that the driver is writing, and where each of them ends.
-    writing: VecDeque<(usize, Parcel)>,
+    /// Messages of QoS 0 in the bytes that the driver is writing.
+    writing: VecDeque<Writing>,
+    /// Where messages begin in these bytes.
+    messages_from: usize,
+    /// Whether any message has gone to the present socket.
+    exposed: bool,
+    max_losses: Option<u32>,
     /// How many messages were accepted.
     accepted: u64,
     flushes: Vec<Flush>,
@@ -103,12 +114,12 @@ pub(crate) struct State {
     inbound_topics: InboundTopics,
     pub(crate) routes: Routes,
     overflow: Overflow,
-    pub(crate) limits: BrokerLimits,
+    /// What the broker said in its last CONNACK.
+    pub(crate) broker: Arc<BrokerInfo>,
     pub(crate) freed: Freed,
     pub(crate) closing: Option<DisconnectOptions>,
     /// Whether the driver was told that there is work since it last looked.
     pub(crate) kicked: bool,
-    pub(crate) session_present: bool,
     /// The client identifier that the session is known by.
     pub(crate) client_id: String,
     pub(crate) dropped: u64,
@@ -132,6 +143,9 @@ impl State {
             outbound: Outbound::new(),
             zero: VecDeque::new(),
             writing: VecDeque::new(),
+            messages_from: 0,
+            exposed: false,
+            max_losses: options.max_losses,
             accepted: 0,
             flushes: Vec::new(),
             requests: HashMap::new(),
@@ -146,11 +160,10 @@ impl State {
             inbound_topics: InboundTopics::default(),
             routes,
             overflow: options.overflow,
-            limits: BrokerLimits::default(),
+            broker: Arc::default(),
             freed: Freed::default(),
             closing: None,
             kicked: false,
-            session_present: false,
             client_id,
             dropped: 0,
             lost_filters: Vec::new(),
@@ -215,12 +228,7 @@ impl State {
         }
         let id = self.free_id();
         if matches!(self.phase, Phase::Up) {
-            let start = self.control.len();
-            request.encode(id, self.version, &mut self.control)?;
-            if self.control.len() - start > self.limits.max_packet_size as usize {
-                self.control.truncate(start);
-                return Err(Error::TooLarge("the broker"));
-            }
+            encode_request(&request, id, self.version, &self.broker, &mut self.control)?;
         }
         self.requests.insert(id, request);
         Ok(())
@@ -246,23 +254,24 @@ impl State {
     /// Appends bytes for the socket to `out` until it holds `limit` or more, or there are none.
     pub(crate) fn fill(&mut self, out: &mut Vec<u8>, limit: usize) {
         out.append(&mut self.control);
+        self.messages_from = out.len();
         while out.len() < limit {
             let Some(due) = self.outbound.next() else { break };
             let (id, dup) = (due.packet_id, due.dup);
             let (message, context) = (&due.item.message, &mut self.outbound_aliases);
             let encoded =
-                encode_message(message, Some((id, dup)), context, self.version, &self.limits, out);
+                encode_message(message, Some((id, dup)), context, self.version, &self.broker, out);
             if let Err(error) = encoded
                 && let Some(parcel) = self.outbound.abandon(id)
             {
                 self.finish(parcel, Err(error));
             }
         }
-        while out.len() < limit {
+        while out.len() < limit && !self.outbound.is_suspicious() {
             let Some(parcel) = self.zero.pop_front() else { break };
-            let context = &mut self.outbound_aliases;
-            match encode_message(&parcel.message, None, context, self.version, &self.limits, out) {
-                Ok(()) => self.writing.push_back((out.len(), parcel)),
+            let (start, context) = (out.len(), &mut self.outbound_aliases);
+            match encode_message(&parcel.message, None, context, self.version, &self.broker, out) {
+                Ok(()) => self.writing.push_back(Writing { start, end: out.len(), parcel }),
                 Err(error) => self.finish(parcel, Err(error)),
             }
         }
@@ -270,22 +279,32 @@ impl State {
 
     /// The first `written` bytes of the last fill are with the socket.
     pub(crate) fn on_written(&mut self, written: usize) {
-        while self.writing.front().is_some_and(|(end, _)| *end <= written) {
-            if let Some((_, parcel)) = self.writing.pop_front() {
-                self.finish(parcel, Ok(Acknowledgement::default()));
+        self.exposed |= written > self.messages_from;
+        while self.writing.front().is_some_and(|writing| writing.end <= written) {
+            if let Some(writing) = self.writing.pop_front() {
+                self.finish(writing.parcel, Ok(Acknowledgement::default()));
             }
         }
     }
 
     /// Queues a packet that is not a message.
     pub(crate) fn put(&mut self, packet: &Packet<'_>) {
-        // A packet without variable fields of the user's cannot be too long to encode.
-        let _ = packet.encode(self.version, &mut self.control);
+        let start = self.control.len();
+        let encoded = packet.encode(self.version, &mut self.control);
+        let length = self.control.len() - start;
+        if encoded.is_ok() && length <= self.broker.maximum_packet_size as usize {
+            return;
+        }
+        // [MQTT-3.4.2-2], [MQTT-3.4.2-3], [MQTT-3.5.2-2], [MQTT-3.14.2-3]
+        self.control.truncate(start);
+        // What is left has no variable fields, so it cannot be too long.
+        let _ = without_words(packet.clone()).encode(self.version, &mut self.control);
     }
 
     /// Whether anything that was accepted waits to be written.
     pub(crate) fn has_output(&self) -> bool {
-        !self.control.is_empty() || !self.zero.is_empty() || self.outbound.has_next()
+        let zero = !self.zero.is_empty() && !self.outbound.is_suspicious();
+        !self.control.is_empty() || zero || self.outbound.has_next()
     }
 
     /// Whether reading has to stop until the user has taken messages, or the socket answers.
@@ -293,7 +312,7 @@ impl State {
         if self.control.len() > CONTROL_LIMIT {
             return true;
         }
-        self.overflow == Overflow::Pause && !self.awaits_broker() && self.routes.any_full()
+        !self.awaits_broker() && self.routes.must_pause(self.overflow)
     }
 
     /// Whether something can only go on when the broker's answer is read.
@@ -304,24 +323,25 @@ impl State {
     // ----- the driver's side: connections
 
     /// The broker accepted a connection. `fresh` says that its CONNECT asked for a clean start.
-    pub(crate) fn on_connected(&mut self, connack: &ConnAck<'_>, fresh: bool, options: &Options) {
-        let announced = &connack.properties;
-        if let Some(id) = announced.assigned_client_identifier {
+    pub(crate) fn on_connected(
+        &mut self,
+        broker: &Arc<BrokerInfo>,
+        fresh: bool,
+        options: &Options,
+    ) {
+        if let Some(id) = &broker.assigned_client_id {
             id.clone_into(&mut self.client_id);
         }
-        self.limits = BrokerLimits {
-            max_packet_size: announced.maximum_packet_size.unwrap_or(MAX_PACKET_SIZE),
-            maximum_qos: announced.maximum_qos.unwrap_or(2),
-            retain_available: announced.retain_available.unwrap_or(true),
-        };
-        let aliases = announced.topic_alias_maximum.unwrap_or(0).min(options.outbound_aliases);
+        self.broker = broker.clone();
+        let aliases = broker.topic_alias_maximum.min(options.outbound_aliases);
         self.outbound_aliases = OutboundAliases::new(aliases);
         self.inbound_topics.reset(options.topic_alias_maximum);
         // 3.1 does not say whether it kept the session: if it was asked to, assume it.
-        let kept = connack.session_present || self.version == Version::V31 && !fresh;
-        let receive_maximum = announced.receive_maximum.unwrap_or(u16::MAX);
+        let kept = broker.session_present || self.version == Version::V31 && !fresh;
+        let receive_maximum = broker.receive_maximum;
         self.phase = Phase::Up;
-        self.session_present = connack.session_present;
+        self.messages_from = 0;
+        self.exposed = false;
         self.control.clear();
         self.inbound.on_connected(kept);
         if kept {
@@ -333,7 +353,7 @@ impl State {
                 self.finish(parcel, Err(Error::SessionLost));
             }
         }
-        self.send_requests(connack.session_present);
+        self.send_requests(broker.session_present);
     }
 
     /// Repeats what was not answered, and subscribes again if the broker forgot.
@@ -351,11 +371,14 @@ impl State {
         let mut ids: Vec<_> = self.requests.iter().map(|(id, r)| (r.position(), *id)).collect();
         ids.sort_unstable();
         for (_, id) in ids {
-            let encoded = self.requests[&id].encode(id, self.version, &mut self.control);
+            let request = &self.requests[&id];
+            let encoded =
+                encode_request(request, id, self.version, &self.broker, &mut self.control);
             if let Err(error) = encoded
                 && let Some(request) = self.requests.remove(&id)
+                && let Some(again) = request.fail(&error)
             {
-                request.fail(&error.into());
+                self.lost_filters.push((again.into_filters(), error));
             }
         }
     }
@@ -365,11 +388,25 @@ impl State {
         self.on_written(written);
         self.phase = Phase::Down;
         self.control.clear();
-        self.outbound.on_link_lost();
-        // Of these no byte, or not the last one, has left: the broker cannot have them.
-        while let Some((_, parcel)) = self.writing.pop_back() {
-            self.zero.push_front(parcel);
+        if let Some((parcel, losses)) = self.outbound.on_link_lost(self.exposed, self.max_losses) {
+            self.finish(parcel, Err(Error::Undeliverable { losses }));
         }
+        // Of these no byte, or not the last one, has left: the broker cannot have them.
+        while let Some(Writing { start, mut parcel, .. }) = self.writing.pop_back() {
+            parcel.losses += u32::from(start < written);
+            if self.max_losses.is_some_and(|limit| parcel.losses >= limit) {
+                let losses = parcel.losses;
+                self.finish(parcel, Err(Error::Undeliverable { losses }));
+            } else {
+                self.zero.push_front(parcel);
+            }
+        }
+    }
+
+    /// How many connections in a row came to nothing but a loss.
+    pub(crate) fn losses(&self) -> u32 {
+        let zero = self.zero.front().map_or(0, |parcel| parcel.losses);
+        self.outbound.losses().max(zero)
     }
 
     /// Nothing will happen any more: everybody who waits is told why.
@@ -378,9 +415,9 @@ impl State {
         for flush in self.flushes.drain(..) {
             let _ = flush.done.send(Err(error.clone()));
         }
-        self.outbound.on_link_lost();
+        self.outbound.halt();
         let mut parcels = self.outbound.drain();
-        parcels.extend(self.writing.drain(..).map(|(_, parcel)| parcel));
+        parcels.extend(self.writing.drain(..).map(|writing| writing.parcel));
         parcels.extend(self.zero.drain(..));
         for parcel in parcels {
             self.finish(parcel, Err(error.clone()));
@@ -397,8 +434,7 @@ impl State {
         values.session_expiry_secs = options.session_expiry_secs;
         values.reason_string = options.reason_string.as_deref();
         values.user_properties = borrowed_pairs(&options.user_properties);
-        let packet = Packet::Disconnect(Disconnect { reason: options.reason, properties });
-        let _ = packet.encode(self.version, &mut self.control);
+        self.put(&Packet::Disconnect(Disconnect { reason: options.reason, properties }));
     }
 
     // ----- the driver's side: reading
@@ -442,8 +478,9 @@ impl State {
             Packet::PingResp => {}
             Packet::Disconnect(disconnect) => {
                 let Disconnect { reason, properties } = disconnect;
-                let text = properties.reason_string.or(properties.server_reference);
-                return Err(Error::Disconnected { reason, text: text.map(str::to_owned) });
+                let text = properties.reason_string.map(str::to_owned);
+                let server_reference = properties.server_reference.map(str::to_owned);
+                return Err(Error::Disconnected { reason, text, server_reference });
             }
             Packet::ConnAck(_) => return Err(violation("a second CONNACK")),
             Packet::Auth(_) => return Err(violation("AUTH without an authentication method")),
@@ -513,7 +550,7 @@ impl State {
             self.dropped += 1;
             return;
         }
-        if let Some(too_much) = self.routes.push(target, waiting) {
+        for too_much in self.routes.push(target, waiting) {
             self.dropped += 1;
             if let Some(owed) = too_much.owed {
                 self.pay(owed, ReasonCode::Success, None);
@@ -539,21 +576,58 @@ fn violation(what: &'static str) -> Error {
     Error::Protocol(DecodeError { reason: ReasonCode::ProtocolError, what })
 }
 
+/// Whether the broker takes a packet of `length` bytes.
+fn check_size(length: usize, broker: &BrokerInfo) -> Result<(), Error> {
+    // [MQTT-3.2.2-15]
+    if length > broker.maximum_packet_size as usize {
+        return Err(Error::TooLarge("the broker"));
+    }
+    Ok(())
+}
+
+/// `packet` without what is only for a person to read.
+fn without_words(mut packet: Packet<'_>) -> Packet<'_> {
+    let properties = match &mut packet {
+        Packet::PubAck(ack) | Packet::PubRec(ack) | Packet::PubRel(ack) | Packet::PubComp(ack) => {
+            &mut ack.properties
+        }
+        Packet::Disconnect(disconnect) => &mut disconnect.properties,
+        _ => return packet,
+    };
+    let values = properties.make_mut();
+    values.reason_string = None;
+    values.user_properties.clear();
+    packet
+}
+
+/// Appends a SUBSCRIBE or UNSUBSCRIBE to `out`, which stays as it was on an error.
+fn encode_request(
+    request: &Request,
+    id: PacketId,
+    version: Version,
+    broker: &BrokerInfo,
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
+    request.check(broker)?;
+    let start = out.len();
+    request.encode(id, version, out)?;
+    let result = check_size(out.len() - start, broker);
+    if result.is_err() {
+        out.truncate(start);
+    }
+    result
+}
+
 /// Appends a PUBLISH to `out`, which stays as it was on an error.
 fn encode_message(
     message: &Message,
     exchange: Option<(PacketId, bool)>,
     aliases: &mut OutboundAliases,
     version: Version,
-    limits: &BrokerLimits,
+    broker: &BrokerInfo,
     out: &mut Vec<u8>,
 ) -> Result<(), Error> {
-    if message.qos as u8 > limits.maximum_qos {
-        return Err(Error::Unsupported("this quality of service")); // [MQTT-3.2.2-11]
-    }
-    if message.retain && !limits.retain_available {
-        return Err(Error::Unsupported("retained messages")); // [MQTT-3.2.2-14]
-    }
+    broker.check_message(message)?;
     let aliased = if version.is_v5() { aliases.assign(&message.topic) } else { Assigned::None };
     let mut properties =
         if version.is_v5() { message.properties.to_wire() } else { Properties::default() };
@@ -580,11 +654,7 @@ fn encode_message(
     let start = out.len();
     let result = match packet.encode(version, out) {
         Err(error) => Err(error.into()),
-        // [MQTT-3.1.2-24]
-        Ok(()) if out.len() - start > limits.max_packet_size as usize => {
-            Err(Error::TooLarge("the broker"))
-        }
-        Ok(()) => Ok(()),
+        Ok(()) => check_size(out.len() - start, broker),
     };
     if result.is_err() {
         out.truncate(start);

@@ -8,6 +8,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::*;
+
+mod broker_info;
+mod login;
+mod losses;
+mod slow_reader;
+
 use crate::mqtt::{
     Ack, ConnAck, Disconnect, Frame, MAX_PACKET_SIZE, Packet, PacketId, Properties, PropertyValues,
     Publish, QoS, ReasonCode, Role, SubAck, Version,

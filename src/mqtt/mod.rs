@@ -10,6 +10,7 @@
 
 mod decode;
 mod encode;
+mod message;
 mod packet;
 mod properties;
 mod reason;
@@ -24,6 +25,8 @@ pub(crate) use decode::{Filters, FiltersHead};
 pub use encode::{
     EncodeError, encode_ack, put_remaining_length, put_string, remaining_length_size,
 };
+pub use message::{Message, MessageProperties};
+pub(crate) use message::{MessageError, borrowed_pairs, check_pairs, check_topic, owned_pairs};
 pub use packet::{
     Ack, Auth, ConnAck, Connect, Disconnect, Packet, PacketType, Publish, RetainHandling, SubAck,
     Subscribe, SubscriptionRequest, UnsubAck, Unsubscribe, Will,

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::Clock;
 use super::port::Port;
+use super::rest;
 use crate::broker::{Broker, Goodbye, Link, Outlet, Pulse, SharedOutlet, Turn, memory};
 
 /// Bytes that one read takes at most.
@@ -44,9 +45,6 @@ thread_local! {
 /// idle ones are what a broker has most of.
 pub(super) struct Connection(Option<Serving>);
 
-/// Bytes that are in the broker's count of memory for as long as this lives.
-struct Counted(usize);
-
 /// What a connection has to remember between two turns.
 struct Serving {
     socket: OwnedReadHalf,
@@ -59,7 +57,7 @@ struct Serving {
     /// `partial` holds whole packets, to be handled before anything is read.
     unfinished: bool,
     /// Bytes of `partial` that the broker's count of memory knows of.
-    counted: Counted,
+    counted: memory::Counted,
     paused: bool,
     /// Dropped when the connection is over: the server waits for that when it stops.
     alive: mpsc::Sender<()>,
@@ -85,7 +83,7 @@ impl Connection {
             clock,
             partial: Vec::new(),
             unfinished: false,
-            counted: Counted(0),
+            counted: memory::Counted::default(),
             paused: false,
             alive,
         }))
@@ -103,12 +101,6 @@ impl Future for Connection {
             serving.end(goodbye);
         }
         Poll::Ready(())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        memory::give_back(self.0);
     }
 }
 
@@ -177,13 +169,8 @@ impl Serving {
     /// for it.
     fn is_too_much(&mut self) -> bool {
         let large = Some(self.partial.capacity()).filter(|bytes| *bytes > LARGE_PACKET);
-        let (before, now) = (self.counted.0, large.unwrap_or(0));
-        if before == now {
-            return false;
-        }
-        memory::give_back(before);
-        memory::take(now);
-        self.counted.0 = now;
+        let (before, now) = (self.counted.get(), large.unwrap_or(0));
+        self.counted.set(now);
         now > before && memory::is_scarce(self.broker.config().max_memory)
     }
 
@@ -236,6 +223,8 @@ impl Serving {
             return Poll::Ready(Err(self.link.on_lost(turn)));
         }
         turn.add_bytes_received(count);
+        let silent = turn.now().saturating_sub(self.port.pulse().last_seen());
+        rest::note_read(silent >= rest::QUIET_MS);
         if in_place {
             buffer[..kept].copy_from_slice(&self.partial);
             self.partial.clear();
@@ -299,4 +288,53 @@ async fn close(
         while socket.read(&mut discarded).await.is_ok_and(|count| count > 0) {}
     };
     let _ = tokio::time::timeout(LINGER, farewell).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Write;
+    use std::net::TcpStream as StdTcpStream;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::server::Server;
+
+    const CONNECT: &[u8] = b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01x";
+
+    /// Writes all that the socket takes.
+    fn fill(socket: &mut StdTcpStream, endless: &[u8], written: &mut usize) {
+        while let Ok(count) = socket.write(&endless[*written % endless.len()..]) {
+            *written += count;
+        }
+    }
+
+    /// A thousand who sent all they could kept one waiting for long.
+    #[tokio::test]
+    async fn who_sends_without_end_lets_others_go_on() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let mut sender = StdTcpStream::connect(address).expect("somebody listens");
+        sender.write_all(CONNECT).expect("it has room");
+        sender.set_nonblocking(true).expect("a socket option");
+        let (stream, _) = listener.accept().await.expect("somebody connects");
+
+        let server = Server::builder().build();
+        let (alive, _ended) = mpsc::channel(1);
+        let mut connection = Connection::new(stream, &server.broker, server.clock, alive);
+        let publish = [&b"\x30\xeb\x07\0\x01t"[..], &[0; 1000]].concat().repeat(64);
+        let mut written = 0;
+        let large_turn = poll_fn(|context| {
+            fill(&mut sender, &publish, &mut written);
+            let before = server.broker.stats().snapshot().bytes_received;
+            assert!(Pin::new(&mut connection).poll(context).is_pending(), "it goes on");
+            let taken = server.broker.stats().snapshot().bytes_received - before;
+            // The buffer was full: there is more.
+            if taken + 2000 > READ_SIZE as u64 { Poll::Ready(taken) } else { Poll::Pending }
+        });
+        let taken = tokio::time::timeout(Duration::from_secs(30), large_turn).await;
+        let taken = taken.expect("a socket that holds so much");
+        assert!(taken <= READ_SIZE as u64, "{taken} bytes at once");
+    }
 }

@@ -9,22 +9,24 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
-use bytes::Bytes;
 use futures_core::Stream;
 
 use super::{Clock, ServerError};
-use crate::broker::{Broker, Link, Order, Outlet, PublishRef, Pulse, SharedOutlet, Turn};
+use crate::broker::{
+    Broker, Link, Order, Outlet, PublishRef, Pulse, SharedOutlet, Turn, forwardable,
+};
 use crate::mqtt::{
-    Ack, Connect, Frame, MAX_PACKET_SIZE, Packet, PacketId, Properties, QoS, ReasonCode,
-    RetainHandling, Role, SharedFilter, Subscribe, SubscriptionRequest, TopicName, Version,
+    Ack, Connect, Frame, MAX_PACKET_SIZE, Message, MessageError, Packet, PacketId, Properties, QoS,
+    ReasonCode, RetainHandling, Role, SharedFilter, Subscribe, SubscriptionRequest, Version,
+    check_topic,
 };
 
 /// Bytes that may wait for a subscriber beside what its session holds.
 const BUFFER_SIZE: usize = 256 * 1024;
-/// Milliseconds that an answer of the broker may take.
-const ANSWER_PATIENCE: u32 = 1_000;
+/// More than what a PUBLISH takes besides topic, properties and payload: fixed header, lengths,
+/// packet identifier, lifetime, an alias, an identifier of the subscription.
+const FRAMING: usize = 64;
 
 pub(super) fn publish(
     broker: &Broker,
@@ -34,34 +36,60 @@ pub(super) fn publish(
     qos: QoS,
     retain: bool,
 ) -> Result<(), ServerError> {
-    TopicName::new(topic).map_err(|error| ServerError::Topic(topic.to_owned(), error))?;
-    if qos > QoS::AtMostOnce && broker.journal().is_some_and(|journal| !journal.has_room()) {
+    check_topic(topic)?;
+    let message =
+        PublishRef { topic, properties: &[], payload, qos, retain, expires_at: None, publisher: 0 };
+    deliver(broker, clock, message)
+}
+
+pub(super) fn publish_message(
+    broker: &Broker,
+    clock: Clock,
+    message: &Message,
+) -> Result<(), ServerError> {
+    message.check()?;
+    let properties = message.properties.to_wire();
+    let properties = forwardable(&properties).map_err(|_| ServerError::TooLarge)?;
+    let lifetime = message.properties.message_expiry_secs;
+    let message = PublishRef {
+        topic: &message.topic,
+        properties: &properties,
+        payload: &message.payload,
+        qos: message.qos,
+        retain: message.retain,
+        expires_at: lifetime.map(|secs| clock.now() + u64::from(secs) * 1000),
+        publisher: 0,
+    };
+    deliver(broker, clock, message)
+}
+
+fn deliver(broker: &Broker, clock: Clock, message: PublishRef<'_>) -> Result<(), ServerError> {
+    let size = message.topic.len() + message.properties.len() + message.payload.len();
+    if size + FRAMING > MAX_PACKET_SIZE as usize {
+        return Err(ServerError::TooLarge);
+    }
+    if message.qos > QoS::AtMostOnce && broker.journal().is_some_and(|journal| !journal.has_room())
+    {
         return Err(ServerError::Refused("there is no room on its disk".to_owned()));
     }
     let mut turn = Turn::default();
     turn.begin(clock.now());
-    let message =
-        PublishRef { topic, properties: &[], payload, qos, retain, expires_at: None, publisher: 0 };
     broker.publish(message, &mut turn);
     turn.finish(broker);
     Ok(())
 }
 
-/// A message that reached a [`Subscriber`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubscriberMessage {
-    /// Topic name.
-    pub topic: String,
-    /// Payload.
-    pub payload: Bytes,
-    /// Quality of service of this delivery.
-    pub qos: QoS,
-    /// It was retained when the subscription began.
-    pub retain: bool,
+impl From<MessageError> for ServerError {
+    fn from(error: MessageError) -> Self {
+        match error {
+            MessageError::Topic { topic, source } => Self::Topic(topic, source),
+            MessageError::Nul(what) => Self::Nul(what),
+        }
+    }
 }
 
 /// A subscription inside the process of the broker, and a [`Stream`] of its
-/// messages. Dropping it ends it.
+/// messages, with all their properties. Dropping it ends it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -69,12 +97,12 @@ pub struct SubscriberMessage {
 /// use surgemq::mqtt::QoS;
 ///
 /// let server = surgemq::server::Server::builder().build();
-/// let alarms = server.subscribe("alarm/#", QoS::AtLeastOnce)?;
-/// let doors = server.subscribe("door/#", QoS::AtMostOnce)?;
+/// let alarms = server.subscribe("alarm/#", QoS::AtLeastOnce).await?;
+/// let doors = server.subscribe("door/#", QoS::AtMostOnce).await?;
 /// let mut both = stream::select(alarms, doors);
 ///
 /// server.publish("door/3", "open", QoS::AtMostOnce, false)?;
-/// assert_eq!(both.next().await.expect("the server is running").topic, "door/3");
+/// assert_eq!(&*both.next().await.expect("the server is running").topic, "door/3");
 /// # Ok(()) }
 /// ```
 pub struct Subscriber {
@@ -136,7 +164,7 @@ impl Outlet for Buffer {
 }
 
 impl Subscriber {
-    pub(super) fn new(
+    pub(super) async fn new(
         broker: &Arc<Broker>,
         clock: Clock,
         filter: &str,
@@ -162,10 +190,13 @@ impl Subscriber {
             password: None,
             properties: Properties::default(),
         })))?;
-        subscriber.expect(|packet| match packet {
-            Packet::ConnAck(connack) => Some(connack.reason),
-            _ => None,
-        })?;
+        let answer = poll_fn(|cx| {
+            subscriber.poll_answer(cx, |packet| match packet {
+                Packet::ConnAck(connack) => Some(connack.reason),
+                _ => None,
+            })
+        });
+        answer.await?;
         let request = SubscriptionRequest {
             filter,
             qos,
@@ -178,21 +209,24 @@ impl Subscriber {
             properties: Properties::default(),
             requests: vec![request],
         }))?;
-        subscriber.expect(|packet| match packet {
-            Packet::SubAck(suback) => suback.reasons.first().copied(),
-            _ => None,
-        })?;
+        let answer = poll_fn(|cx| {
+            subscriber.poll_answer(cx, |packet| match packet {
+                Packet::SubAck(suback) => suback.reasons.first().copied(),
+                _ => None,
+            })
+        });
+        answer.await?;
         Ok(subscriber)
     }
 
     /// The next message; `None` when the server has stopped and everything was taken.
     ///
     /// It can be dropped while it waits without losing anything.
-    pub async fn next(&mut self) -> Option<SubscriberMessage> {
+    pub async fn next(&mut self) -> Option<Message> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<Option<SubscriberMessage>> {
+    fn poll_recv(&mut self, cx: &Context<'_>) -> Poll<Option<Message>> {
         loop {
             if let Some(message) = self.take_message() {
                 return Poll::Ready(Some(message));
@@ -224,7 +258,7 @@ impl Subscriber {
         fetched
     }
 
-    fn take_message(&mut self) -> Option<SubscriberMessage> {
+    fn take_message(&mut self) -> Option<Message> {
         loop {
             let (len, packet) = next_packet(&self.unread[self.at..])?;
             let mut answer = None;
@@ -237,12 +271,7 @@ impl Subscriber {
                         QoS::AtLeastOnce => publish.packet_id.map(|id| Packet::PubAck(ack(id))),
                         QoS::ExactlyOnce => publish.packet_id.map(|id| Packet::PubRec(ack(id))),
                     };
-                    message = Some(SubscriberMessage {
-                        topic: publish.topic.to_owned(),
-                        payload: Bytes::copy_from_slice(publish.payload),
-                        qos: publish.qos,
-                        retain: publish.retain,
-                    });
+                    message = Some(Message::from_publish(publish, publish.topic.into()));
                 }
                 Packet::PubRel(ack) => {
                     answer = Some(Packet::PubComp(Ack::new(ack.packet_id, ReasonCode::Success)));
@@ -273,39 +302,54 @@ impl Subscriber {
         result.map(drop).map_err(|goodbye| ServerError::Refused(goodbye.why.into_owned()))
     }
 
-    /// Reads the answer to what was just sent, which is there already: the broker is synchronous.
-    fn expect(
+    /// Reads the answer to what was just sent. The broker is synchronous, so it is there at once;
+    /// unless a publisher's thread is just writing to us, which comes to it in a moment.
+    fn poll_answer(
         &mut self,
+        cx: &Context<'_>,
         reason: impl Fn(&Packet<'_>) -> Option<ReasonCode>,
-    ) -> Result<(), ServerError> {
-        // Nearly always there at once; unless a publisher is just writing to us, and comes to it in
-        // a moment.
-        for _ in 0..ANSWER_PATIENCE {
-            self.fetch();
-            // Messages may come before the answer: they stay.
-            let mut at = self.at;
-            while let Some((len, packet)) = next_packet(&self.unread[at..]) {
-                let Some(reason) = reason(&packet) else {
-                    at += len;
-                    continue;
-                };
-                self.unread.drain(at..at + len);
-                return match reason.is_error() {
+    ) -> Poll<Result<(), ServerError>> {
+        loop {
+            self.buffer.lock().reader = Some(cx.waker().clone());
+            let ended = self.buffer.pulse.standing_order() != Order::None;
+            let fetched = self.fetch();
+            if let Some(reason) = self.take_answer(&reason) {
+                return Poll::Ready(match reason.is_error() {
                     true => Err(ServerError::Refused(reason.to_string())),
                     false => Ok(()),
-                };
+                });
             }
-            std::thread::sleep(Duration::from_millis(1));
+            if ended {
+                return Poll::Ready(Err(ServerError::Refused("it is stopping".to_owned())));
+            }
+            if !fetched {
+                return Poll::Pending;
+            }
         }
-        Err(ServerError::Refused("no answer".to_owned()))
+    }
+
+    /// Takes the packet out of which `reason` reads one. Messages may come before it: they stay.
+    fn take_answer(
+        &mut self,
+        reason: impl Fn(&Packet<'_>) -> Option<ReasonCode>,
+    ) -> Option<ReasonCode> {
+        let mut at = self.at;
+        while let Some((len, packet)) = next_packet(&self.unread[at..]) {
+            if let Some(reason) = reason(&packet) {
+                self.unread.drain(at..at + len);
+                return Some(reason);
+            }
+            at += len;
+        }
+        None
     }
 }
 
 /// Ends when the server has stopped and everything was taken.
 impl Stream for Subscriber {
-    type Item = SubscriberMessage;
+    type Item = Message;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SubscriberMessage>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
         self.get_mut().poll_recv(cx)
     }
 }
@@ -323,16 +367,20 @@ fn next_packet(bytes: &[u8]) -> Option<(usize, Packet<'_>)> {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::StreamExt;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use futures_util::{FutureExt, StreamExt};
 
     use super::super::Server;
     use super::*;
     use crate::broker::Config;
+    use crate::mqtt::MessageProperties;
 
     #[tokio::test]
     async fn a_subscriber_is_woken_and_ends_with_the_server() {
         let server = Server::builder().build();
-        let mut news = server.subscribe("news", QoS::ExactlyOnce).unwrap();
+        let mut news = server.subscribe("news", QoS::ExactlyOnce).await.unwrap();
         // Whoever waits already has to be woken: by a message, and by the end.
         let reader = tokio::spawn(async move {
             let mut payloads = Vec::new();
@@ -350,11 +398,119 @@ mod tests {
         assert_eq!(payloads.expect("woken").unwrap(), ["one", "two"]);
     }
 
+    fn full() -> Message {
+        Message::new("news", "x").qos(QoS::AtLeastOnce).properties(MessageProperties {
+            payload_format_indicator: Some(true),
+            message_expiry_secs: Some(3600),
+            content_type: Some("text/plain".into()),
+            response_topic: Some("answers".into()),
+            correlation_data: Some(Bytes::from_static(b"\0\xff")),
+            user_properties: vec![("a".into(), "1".into()), ("a".into(), "2".into())],
+            ..MessageProperties::default()
+        })
+    }
+
+    #[tokio::test]
+    async fn properties_go_from_the_process_to_the_process() {
+        let server = Server::builder().build();
+        let mut news = server.subscribe("news", QoS::AtLeastOnce).await.unwrap();
+        server.publish_message(&full().retain(true)).unwrap();
+        let mut late = server.subscribe("news", QoS::AtMostOnce).await.unwrap();
+        for (subscriber, retain) in [(&mut news, false), (&mut late, true)] {
+            let received = subscriber.next().await.unwrap();
+            assert_eq!((&*received.topic, &received.payload[..]), ("news", &b"x"[..]));
+            assert_eq!(received.retain, retain);
+            assert_eq!(received.properties, full().properties);
+        }
+    }
+
+    /// One that has expired would be retained, and queued, for ever without its lifetime.
+    #[tokio::test]
+    async fn the_lifetime_of_a_message_is_heeded() {
+        let server = Server::builder().build();
+        let mut message = full().retain(true);
+        message.properties.message_expiry_secs = Some(1);
+        server.publish_message(&message).unwrap();
+        let over = server.clock.now() + 1_001;
+        while server.clock.now() <= over {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let mut late = server.subscribe("news", QoS::AtMostOnce).await.unwrap();
+        server.publish("news", "mark", QoS::AtMostOnce, false).unwrap();
+        assert_eq!(&late.next().await.unwrap().payload[..], b"mark");
+    }
+
+    #[test]
+    fn what_no_client_may_publish_the_process_cannot_either() {
+        let server = Server::builder().build();
+        let with = |set: fn(&mut Message)| {
+            let mut message = full();
+            set(&mut message);
+            server.publish_message(&message).unwrap_err()
+        };
+        let nul = with(|m| m.properties.content_type = Some("\0".into()));
+        assert!(matches!(nul, ServerError::Nul("the content type")), "{nul}");
+        let wild = with(|m| m.properties.response_topic = Some("a/#".into()));
+        assert!(matches!(&wild, ServerError::Topic(topic, _) if topic == "a/#"), "{wild}");
+        let wild = with(|m| m.topic = "+".into());
+        assert!(matches!(wild, ServerError::Topic(..)), "{wild}");
+        let long = with(|m| m.properties.correlation_data = Some(vec![0; 65_536].into()));
+        assert!(matches!(long, ServerError::TooLarge), "{long}");
+        // Zeroed memory that nobody touches costs nothing.
+        let large = with(|m| m.payload = vec![0; MAX_PACKET_SIZE as usize].into());
+        assert!(matches!(large, ServerError::TooLarge), "{large}");
+    }
+
+    /// It used to sleep on the thread of whoever subscribed.
+    #[tokio::test]
+    async fn an_answer_that_is_late_wakes_whoever_waits_for_it() {
+        let server = Server::builder().build();
+        for stops in [false, true] {
+            let mut subscriber = server.subscribe("news", QoS::AtMostOnce).await.unwrap();
+            let buffer = Arc::clone(&subscriber.buffer);
+            let answer = poll_fn(|cx| {
+                subscriber.poll_answer(cx, |packet| {
+                    matches!(packet, Packet::PingResp).then_some(ReasonCode::Success)
+                })
+            });
+            tokio::pin!(answer);
+            assert!(answer.as_mut().now_or_never().is_none());
+            if stops {
+                server.stop(Duration::from_secs(1)).await;
+            } else {
+                std::thread::spawn(move || buffer.write(&[0xD0, 0])).join().unwrap();
+            }
+            let result = tokio::time::timeout(Duration::from_secs(10), answer).await;
+            assert_eq!(result.expect("woken").is_err(), stops);
+        }
+    }
+
+    #[tokio::test]
+    async fn subscribing_works_while_other_threads_publish() {
+        let server = Arc::new(Server::builder().build());
+        let publisher = std::thread::spawn({
+            let server = Arc::clone(&server);
+            move || {
+                for _ in 0..20_000 {
+                    server.publish("news", "x", QoS::AtMostOnce, false).unwrap();
+                }
+            }
+        });
+        let mut rounds = 0;
+        while !publisher.is_finished() || rounds == 0 {
+            let subscribe = server.subscribe("news", QoS::AtLeastOnce);
+            let subscribed = tokio::time::timeout(Duration::from_secs(10), subscribe).await;
+            subscribed.expect("answered").unwrap();
+            rounds += 1;
+        }
+        publisher.join().unwrap();
+    }
+
     /// Its client identifier is the server's own affair, so the rule for clients does not hold.
     #[tokio::test]
     async fn a_subscriber_needs_no_client_identifier() {
         let config = Config { allow_empty_client_id: false, ..Config::default() };
         let server = Server::builder().config(config).build();
-        server.subscribe("news", QoS::AtMostOnce).unwrap();
+        server.subscribe("news", QoS::AtMostOnce).await.unwrap();
     }
 }

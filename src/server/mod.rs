@@ -14,7 +14,7 @@
 //! println!("listening on {address}");
 //!
 //! // The process that embeds the broker can publish and subscribe itself.
-//! let mut news = server.subscribe("news/#", surgemq::mqtt::QoS::AtLeastOnce)?;
+//! let mut news = server.subscribe("news/#", surgemq::mqtt::QoS::AtLeastOnce).await?;
 //! server.publish("news/today", b"embedded".as_slice(), surgemq::mqtt::QoS::AtLeastOnce, false)?;
 //! let message = news.next().await.expect("the server is running");
 //! assert_eq!(&message.payload[..], b"embedded");
@@ -27,6 +27,7 @@ mod connection;
 mod embedded;
 mod landing;
 mod port;
+mod rest;
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -38,13 +39,14 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 
-pub use embedded::{Subscriber, SubscriberMessage};
+pub use embedded::Subscriber;
+pub use rest::Rests;
 
 use crate::broker::{
     Authenticator, Authorizer, Broker, Config, Journal, Millis, Providers, Recovered, Restored,
     SessionsProvider, TICK_MS, TopicsProvider, Turn, UnknownRecord,
 };
-use crate::mqtt::{QoS, TopicError};
+use crate::mqtt::{Message, QoS, TopicError};
 use crate::store::{self, Store};
 use connection::Connection;
 
@@ -71,6 +73,12 @@ pub enum ServerError {
     /// The topic name or filter is not valid.
     #[error("'{0}' is not a valid topic: {1}")]
     Topic(String, TopicError),
+    /// A string of a message holds the character U+0000, which MQTT forbids.
+    #[error("{0} holds the character U+0000")]
+    Nul(&'static str),
+    /// A message, or one of its strings, is larger than MQTT allows.
+    #[error("the message is too large for MQTT")]
+    TooLarge,
     /// The data directory cannot be used.
     #[error("the data directory cannot be used: {0}")]
     DataDir(#[from] store::OpenError),
@@ -328,6 +336,29 @@ impl Server {
         embedded::publish(&self.broker, self.clock, topic, payload.as_ref(), qos, retain)
     }
 
+    /// As [`publish`](Self::publish), with properties: lifetime, content type, response topic,
+    /// correlation data, user properties.
+    ///
+    /// ```
+    /// use surgemq::mqtt::{Message, MessageProperties, QoS};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let server = surgemq::server::Server::builder().build();
+    /// let mut alarms = server.subscribe("alarm/#", QoS::AtLeastOnce).await?;
+    /// let alarm = Message::new("alarm/3", r#"{"level":2}"#).qos(QoS::AtLeastOnce);
+    /// server.publish_message(&alarm.properties(MessageProperties {
+    ///     content_type: Some("application/json".into()),
+    ///     message_expiry_secs: Some(60),
+    ///     ..MessageProperties::default()
+    /// }))?;
+    /// let received = alarms.next().await.expect("the server is running");
+    /// assert_eq!(received.properties.content_type.as_deref(), Some("application/json"));
+    /// # Ok(()) }
+    /// ```
+    pub fn publish_message(&self, message: &Message) -> Result<(), ServerError> {
+        embedded::publish_message(&self.broker, self.clock, message)
+    }
+
     /// Waits until everything that was published so far is as safe as the data directory's
     /// [`Durability`](store::Durability) makes it; without one there is nothing to wait for. While
     /// the disk fails this does not return.
@@ -352,10 +383,11 @@ impl Server {
 
     /// Subscribes from inside this process. What arrives waits in a bounded buffer, behind which
     /// the broker treats a slow [`Subscriber`] like any slow client. The authenticator is not
-    /// asked; the authorizer is, with no user name. To be called inside a tokio runtime.
-    pub fn subscribe(&self, filter: &str, qos: QoS) -> Result<Subscriber, ServerError> {
+    /// asked; the authorizer is, with no user name. The answer is there at once, but for a moment
+    /// when another thread is just writing to this very subscriber: for that this is `async`.
+    pub async fn subscribe(&self, filter: &str, qos: QoS) -> Result<Subscriber, ServerError> {
         self.start_ticking();
-        Subscriber::new(&self.broker, self.clock, filter, qos)
+        Subscriber::new(&self.broker, self.clock, filter, qos).await
     }
 
     /// Stops: accepts nobody any more, publishes the wills of those connected, tells 5.0 clients,
@@ -478,5 +510,56 @@ async fn tick(broker: Arc<Broker>, clock: Clock, mut stopping: watch::Receiver<b
         turn.begin(clock.now());
         more = if is_tick { broker.tick(&mut turn) } else { broker.go_on(&mut turn) };
         turn.finish(&broker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream as StdTcpStream;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// The worker that asked for events went into a long turn, and the one that slept was not told:
+    /// nobody was served until the turn ended.
+    #[test]
+    fn one_worker_in_a_long_turn_leaves_nobody_unserved() {
+        const EVENTS: usize = 1_000;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).enable_all().build().expect("a runtime");
+        let server = Server::builder().build();
+        let address = runtime.block_on(server.listen("127.0.0.1:0")).expect("a free port");
+
+        // Each byte is an event and begins a turn, on the worker that asks for events: after many of
+        // them the other one is asleep. Then a turn lasts.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (begin, begun) = std::sync::mpsc::channel();
+        let (mut sender, receiver) = StdUnixStream::pair().expect("a pair of sockets");
+        receiver.set_nonblocking(true).expect("a socket option");
+        runtime.spawn(async move {
+            let mut receiver = UnixStream::from_std(receiver).expect("it is a socket");
+            for _ in 0..EVENTS {
+                receiver.read_u8().await.expect("a byte");
+                begin.send(()).expect("somebody waits for it");
+            }
+            let _ = held.recv(); // blocks its worker
+        });
+        for _ in 0..EVENTS {
+            sender.write_all(b"x").expect("it has room");
+            begun.recv().expect("it goes on");
+        }
+
+        let mut client = StdTcpStream::connect(address).expect("the kernel takes it");
+        client.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket option");
+        client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01x").expect("it has room");
+        let mut connack = [0; 4];
+        let answered = client.read_exact(&mut connack);
+        drop(release);
+        answered.expect("a CONNACK while a worker is busy");
+        assert_eq!(connack, [0x20, 2, 0, 0]);
     }
 }

@@ -7,13 +7,16 @@
 //!
 //! No cargo-fuzz here: this runs with the stable toolchain and without a network.
 
-#[path = "../interop/broker.rs"]
+#[path = "../common/broker.rs"]
 mod broker;
 mod corpus;
 mod decoder;
 mod hostile;
 mod operations;
 mod peer;
+#[path = "../common/pipe.rs"]
+mod pipe;
+#[path = "../common/rng.rs"]
 mod rng;
 mod sessions;
 

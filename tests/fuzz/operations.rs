@@ -7,8 +7,7 @@
 //! links are lost. QoS 0 may be lost, but comes neither twice nor out of order.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use surgemq::broker::{Broker, Config, Link, Millis, Outlet, Providers, Pulse, TICK_MS, Turn};
 use surgemq::mqtt::{
@@ -19,6 +18,7 @@ use surgemq::mqtt::{
 use surgemq::session::{Inbound, InboundAliases, Outbound, PubRecOutcome, Received, Resend};
 
 use crate::corpus::VERSIONS;
+use crate::pipe::Pipe;
 use crate::rng::Rng;
 
 const CLIENTS: usize = 4;
@@ -30,39 +30,6 @@ const FILTERS: [&[&str]; 4] = [&["t/a", "t/b", "t/c", "u"], &["t/#", "u"], &["+/
 
 /// A message: who published it, which of his it is.
 type Number = (u8, u32);
-
-/// A socket with a limit.
-struct Pipe {
-    bytes: Mutex<Vec<u8>>,
-    capacity: usize,
-    wants_room: AtomicBool,
-    pulse: Pulse,
-}
-
-impl Pipe {
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().expect("nothing panics with it")
-    }
-}
-
-impl Outlet for Pipe {
-    fn write(&self, bytes: &[u8]) -> usize {
-        let mut held = self.lock();
-        let count = bytes.len().min(self.capacity - held.len());
-        held.extend_from_slice(&bytes[..count]);
-        count
-    }
-
-    fn wait_for_room(&self) {
-        self.wants_room.store(true, Ordering::Relaxed);
-    }
-
-    fn wake(&self) {}
-
-    fn pulse(&self) -> &Pulse {
-        &self.pulse
-    }
-}
 
 /// A connection as the client sees it.
 struct Connection {
@@ -180,12 +147,7 @@ impl World<'_> {
         let capacity = self.rng.pick(&[64, 2_000, 10_000_000]);
         let receive_maximum = self.rng.pick(&[1, 3, 65_535]);
         let aliases = self.rng.pick(&[0, 1, 10]);
-        let pipe = Arc::new(Pipe {
-            bytes: Mutex::default(),
-            capacity,
-            wants_room: AtomicBool::new(false),
-            pulse: Pulse::new(self.now, 10_000),
-        });
+        let pipe = Pipe::new(capacity, Pulse::new(self.now, 10_000));
         let will = self.rng.one_in(3).then(|| self.new_will(at));
         let client = &mut self.clients[at];
         let v5 = client.version.is_v5();
@@ -362,15 +324,10 @@ impl World<'_> {
     /// The client reads some of what the broker wrote.
     fn read(&mut self, at: usize) {
         let Some(connection) = &mut self.clients[at].connection else { return };
-        let available = connection.pipe.lock().len();
+        let available = connection.pipe.len();
         let count = if self.rng.one_in(2) { available } else { self.rng.below(available + 1) };
-        let bytes: Vec<u8> = connection.pipe.lock().drain(..count).collect();
-        connection.unread.extend(bytes);
-        if connection.pipe.wants_room.swap(false, Ordering::Relaxed)
-            && let Some(session) = connection.link.session()
-        {
-            session.drain(&self.broker, self.now);
-        }
+        connection.unread.extend(connection.pipe.take(count));
+        connection.pipe.make_use_of_room(&connection.link, &self.broker, self.now);
         self.clients[at].take_packets();
     }
 
@@ -499,7 +456,7 @@ impl World<'_> {
             let connection = client.connection.as_ref().expect("everybody is connected");
             let (owed, outgoing) = (connection.owed.len(), connection.outgoing.len());
             let arrived = client.arrived.values().map(Vec::len).sum();
-            (arrived, owed, outgoing + connection.pipe.lock().len(), client.outbound.len())
+            (arrived, owed, outgoing + connection.pipe.len(), client.outbound.len())
         });
         state.collect()
     }

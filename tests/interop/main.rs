@@ -11,6 +11,7 @@
 //! instead of starting `surgemq serve`, so that the programs themselves can be checked with
 //! another broker.
 
+#[path = "../common/broker.rs"]
 mod broker;
 mod mosquitto;
 mod process;

@@ -254,6 +254,15 @@ impl Broker {
         self.process.as_ref().expect("our own").lock().expect("no panic").child.id()
     }
 
+    /// The most memory that it has ever had, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the broker runs");
+        let line = status.lines().find(|line| line.starts_with("VmHWM")).expect("a peak");
+        let kib: u64 = line.split_whitespace().nth(1).expect("kB").parse().expect("a number");
+        kib * 1024
+    }
+
     /// Sends SIGTERM; the test then waits with `exit_status`.
     pub(crate) fn terminate(&self) {
         let mut process = self.process.as_ref().expect("our own").lock().expect("no panic");

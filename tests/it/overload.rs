@@ -1,5 +1,9 @@
 //! What is legal and too much: whoever does it gets less, and a pair of witnesses talks on.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::broker::{Broker, Launch, PATIENCE, broker_with, client_id, each, foreign, topic};
@@ -140,4 +144,166 @@ fn what_is_in_flight_is_bounded_in_bytes_too() {
         }
         peer.expect_nothing_owed();
     });
+}
+
+/// Messages of a flood, and the bytes of each one's payload.
+const FLOOD: usize = 15_000;
+const PAYLOAD: usize = 10_000;
+
+/// The whole flood as it goes over the wire, at QoS 0.
+fn flood(topic: &str) -> Vec<u8> {
+    publish(topic, vec![b'x'; PAYLOAD]).bytes(V311).repeat(FLOOD)
+}
+
+/// A subscriber of which only the bytes count.
+fn bare_subscriber(broker: &Broker, topic: &str) -> TcpStream {
+    let mut stream = broker.tcp();
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    for (packet, answer) in
+        [(connect(client_id()).bytes(V311), 4), (subscribe(1).to(topic, 0).bytes(V311), 5)]
+    {
+        stream.write_all(&packet).expect("it is open");
+        stream.read_exact(&mut [0; 5][..answer]).expect("CONNACK, SUBACK");
+    }
+    stream
+}
+
+/// Reads at this rate, in small steps, until told to stop; says how many bytes came.
+fn trickle(stream: &mut TcpStream, bytes_per_ms: usize, stop: &AtomicBool) -> usize {
+    stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+    let (began, mut taken, mut chunk) = (Instant::now(), 0, [0; 16 * 1024]);
+    while !stop.load(Ordering::Relaxed) {
+        let due = began.elapsed().as_millis() as usize * bytes_per_ms;
+        if due < taken + chunk.len() {
+            thread::sleep(Duration::from_millis(
+                ((taken + chunk.len() - due) / bytes_per_ms) as u64,
+            ));
+            continue;
+        }
+        match stream.read(&mut chunk) {
+            Ok(count) => taken += count,
+            Err(error) => assert!(
+                matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+                "{error}"
+            ),
+        }
+    }
+    taken
+}
+
+/// Reads all that waits for a subscriber; says how many bytes of messages that were.
+fn rest(stream: &mut TcpStream) -> usize {
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.write_all(&PINGREQ.bytes(V311)).expect("it is open");
+    let (mut taken, mut chunk, mut last) = (0, [0; 64 * 1024], [0; 2]);
+    while last != [0xD0, 0] {
+        let count = stream.read(&mut chunk).expect("PINGRESP at last");
+        assert!(count > 0, "it was closed");
+        taken += count;
+        for byte in &chunk[count.saturating_sub(2)..count] {
+            last = [last[1], *byte];
+        }
+    }
+    taken - 2
+}
+
+/// Waits until this figure below `$SYS/broker` is as wanted.
+#[track_caller]
+fn wait_for_figure(broker: &Broker, name: &str, wanted: impl Fn(u64) -> bool) {
+    let mut watcher = broker.join(V311);
+    watcher.subscribe(&format!("$SYS/broker/{name}"), 0);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let value = watcher.expect_any_publish().text().parse().expect("a number");
+        if wanted(value) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{name} is {value}");
+    }
+}
+
+/// Who took half an outbox within each grace held its publishers back for ever, and with them
+/// whoever was sent the same.
+#[test]
+fn a_subscriber_that_trickles_does_not_slow_down_another_one() {
+    let Some(broker) = broker_with(&["--sys-interval", "1"]) else { return };
+    let t = topic();
+    let bytes = flood(&t);
+    let size = bytes.len() / FLOOD;
+    // A socket has room again when a third of the kernel's buffer is empty: a MB or more, within
+    // each grace.
+    let bytes_per_ms = 6_000;
+    let mut quick = bare_subscriber(&broker, &t);
+    let mut trickler = bare_subscriber(&broker, &t);
+    let mut publisher = broker.tcp();
+    publisher.write_all(&connect(client_id()).bytes(V311)).expect("it is open");
+    let began = Instant::now();
+    let stop = AtomicBool::new(false);
+    let taken = thread::scope(|scope| {
+        scope.spawn(|| publisher.write_all(&bytes).expect("it is open"));
+        let taken = scope.spawn(|| trickle(&mut trickler, bytes_per_ms, &stop));
+        let mut all = vec![0; bytes.len()];
+        let read = quick.read_exact(&mut all);
+        stop.store(true, Ordering::Relaxed);
+        read.expect("nothing is lost");
+        assert!(all == bytes, "they come as they were sent");
+        taken.join().expect("no panic")
+    });
+    let took = began.elapsed();
+    let allowed = Duration::from_millis((bytes.len() / bytes_per_ms / 2) as u64);
+    assert!(took < allowed, "{took:?}: no quicker than twice as the one that trickles");
+    assert!(broker.peak_memory() < 100_000_000, "{}", broker.peak_memory());
+    let arrived = taken + rest(&mut trickler);
+    assert_eq!(arrived % size, 0, "whole messages only");
+    let dropped = (FLOOD - arrived / size) as u64;
+    assert!(dropped > 0);
+    wait_for_figure(&broker, "publish/messages/dropped/slow-consumer", |value| value == dropped);
+}
+
+/// What is read as quickly as it can be is waited for: no publisher is as slow as its subscribers.
+#[test]
+fn subscribers_that_are_full_but_quick_lose_nothing() {
+    for (subscribers, outbox) in [(1, "65536"), (3, "1048576")] {
+        let Some(broker) = broker_with(&["--outbox-bytes", outbox]) else { return };
+        let t = topic();
+        let bytes = flood(&t);
+        let mut streams: Vec<_> = (0..subscribers).map(|_| bare_subscriber(&broker, &t)).collect();
+        let mut publisher = broker.tcp();
+        publisher.write_all(&connect(client_id()).bytes(V311)).expect("it is open");
+        thread::scope(|scope| {
+            let bytes = &bytes;
+            scope.spawn(|| publisher.write_all(bytes).expect("it is open"));
+            for stream in &mut streams {
+                scope.spawn(move || {
+                    let mut chunk = vec![0; 64 * 1024];
+                    let mut left = bytes.len();
+                    while left > 0 {
+                        let count = stream.read(&mut chunk).expect("nothing is lost");
+                        assert!(count > 0, "it was closed");
+                        left -= count;
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Ten thousand subscribers that stand still kept a MiB each, beside the limit of memory.
+#[test]
+fn what_waits_for_sockets_is_bounded_together() {
+    let limit = 16_000_000;
+    let flags = ["--max-memory", "16000000", "--outbox-bytes", "8000000", "--sys-interval", "1"];
+    let Some(broker) = broker_with(&flags) else { return };
+    let mut witnesses = Witnesses::new(&broker, V5);
+    let t = topic();
+    let mut stalled: Vec<_> = (0..10).map(|_| bare_subscriber(&broker, &t)).collect();
+    let mut publisher = broker.join(V311);
+    let bytes = flood(&t);
+    publisher.send(bytes[..bytes.len() / 4].to_vec());
+    wait_for_figure(&broker, "clients/slow", |slow| slow == 10);
+    wait_for_figure(&broker, "memory/kept/bytes", |kept| (1_000_000..limit).contains(&kept));
+    assert!(broker.peak_memory() < 100_000_000, "{}", broker.peak_memory());
+    witnesses.talk();
+    stalled.iter_mut().for_each(|stream| assert!(rest(stream) > 0));
+    wait_for_figure(&broker, "memory/kept/bytes", |kept| kept < 1_000_000);
 }

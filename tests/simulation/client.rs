@@ -93,6 +93,8 @@ pub(crate) struct Connection {
     pub(crate) will: Option<(Number, u32)>,
     /// When the broker took the CONNECT, and when it had noticed the end of the one before.
     pub(crate) decided: Option<(Millis, Millis)>,
+    /// When the broker ended it, before the client did.
+    ended: Option<(Moment, Millis)>,
     aliases: HashMap<u16, String>,
     receive_maximum: usize,
     /// What the broker takes.
@@ -129,24 +131,33 @@ pub(crate) struct Client {
     pub(crate) attached: u64,
     /// When the broker has noticed at the latest that the client had left; not yet: never.
     pub(crate) noticed_by: Millis,
-    /// The will of the connection before: when it was lost, and whether the broker knew of it.
-    pub(crate) legacy: Option<Legacy>,
+    legacy: Option<Legacy>,
     /// All those that may not have been published nor taken back yet.
     wills: Vec<Number>,
     next_id: PacketId,
 }
 
-/// A will that the broker should publish.
+/// The will of a connection that was lost, which the broker should publish.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Legacy {
-    pub(crate) number: Number,
-    pub(crate) delay_secs: u32,
-    pub(crate) lost_at: Millis,
-    /// The broker closed the connection, who knows how long before the client saw it.
-    pub(crate) broker_was_first: bool,
-    pub(crate) moment: Moment,
-    /// The broker has seen the next CONNECT.
-    pub(crate) is_over: bool,
+struct Legacy {
+    number: Number,
+    delay_secs: u32,
+    /// When the connection ended on that side on which it ended first.
+    lost: (Moment, Millis),
+    course: Course,
+}
+
+/// What the broker makes of a will, as far as the CONNECTs tell that it has taken since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Course {
+    /// There was none.
+    Open,
+    /// It was due when one came, at the latest, and is published: for good when that CONNECT is
+    /// answered, which waits for the disk; until then a restart may undo it. With it the number of
+    /// restarts so far.
+    Published(u64),
+    /// It may have been taken back, or dropped for want of room.
+    Unsure,
 }
 
 /// How the next connection is to be.
@@ -183,6 +194,24 @@ impl Session {
     /// Whether this message has come, because it was published.
     pub(crate) fn has_had(&self, number: Number) -> bool {
         self.arrived.contains_key(&number)
+    }
+}
+
+impl Legacy {
+    /// The broker has taken another CONNECT; it had noticed the end of the connection before by
+    /// then.
+    fn on_connect(&mut self, ledger: &Ledger, noticed_by: Millis, now: Millis) {
+        if self.course == Course::Unsure || self.course == Course::Published(ledger.restarts) {
+            return;
+        }
+        let due = noticed_by.saturating_add(u64::from(self.delay_secs) * 1000 + 1000);
+        // Without a delay a connection that is there again takes nothing back.
+        let is_due = self.delay_secs == 0 || now > due;
+        self.course = if is_due && ledger.no_room_at < self.lost.1 {
+            Course::Published(ledger.restarts)
+        } else {
+            Course::Unsure
+        };
     }
 }
 
@@ -335,6 +364,7 @@ impl Client {
             is_first: self.session.exists == Exists::No,
             will: wishes.will,
             decided: None,
+            ended: None,
             aliases: HashMap::new(),
             receive_maximum: if v5 { wishes.receive_maximum.into() } else { usize::MAX },
             broker_maximum: usize::MAX,
@@ -537,15 +567,8 @@ impl Client {
             self.wills.push(number);
             self.legacy = None;
             if lasts && in_time && connection.is_connected && !connection.said_goodbye {
-                let moment = ledger.tick();
-                self.legacy = Some(Legacy {
-                    number,
-                    delay_secs,
-                    lost_at: now,
-                    broker_was_first: connection.wire.is_closed,
-                    moment,
-                    is_over: false,
-                });
+                let lost = connection.ended.unwrap_or_else(|| (ledger.tick(), now));
+                self.legacy = Some(Legacy { number, delay_secs, lost, course: Course::Open });
             }
         } else if connection.is_connected {
             self.legacy = None;
@@ -554,6 +577,38 @@ impl Client {
             self.session = Session::new(self.filters);
         }
         Some(connection.wire)
+    }
+
+    // ---- what the broker makes of the connection ---------------------------------------------
+
+    /// The broker has taken a CONNECT, if it had not before.
+    pub(crate) fn note_attached(&mut self, ledger: &Ledger, now: Millis) {
+        let Some(connection) = &mut self.connection else { return };
+        if !connection.wire.is_attached || connection.decided.is_some() {
+            return;
+        }
+        let noticed_by = std::mem::replace(&mut self.noticed_by, Millis::MAX);
+        connection.decided = Some((now, noticed_by));
+        self.attached = connection.wire.number;
+        if let Some(legacy) = &mut self.legacy {
+            legacy.on_connect(ledger, noticed_by, now);
+        }
+    }
+
+    /// The broker has ended the connection, if it has, and had taken its CONNECT.
+    pub(crate) fn note_closed(&mut self, ledger: &mut Ledger, now: Millis) {
+        let Some(connection) = &mut self.connection else { return };
+        if !connection.wire.is_closed || self.attached != connection.wire.number {
+            return;
+        }
+        if connection.ended.is_some() {
+            return;
+        }
+        connection.ended = Some((ledger.tick(), now));
+        self.noticed_by = self.noticed_by.min(now);
+        if let Some((number, _)) = connection.will {
+            ledger.messages[number].will = Some(WillFate::From(now));
+        }
     }
 
     // ---- receiving -------------------------------------------------------------------------
@@ -652,11 +707,15 @@ impl Client {
         assert!(!(present && cannot_be), "{}: session present, but there is none", self.id);
         assert!(present || !must_be, "{}: the session is not present", self.id);
         if present {
-            if let Some(legacy) = self.legacy.take()
-                && !legacy.broker_was_first
-                && decided < legacy.lost_at + u64::from(legacy.delay_secs) * 1000
+            if let Some(Legacy { number, delay_secs, lost: (moment, at), course }) =
+                self.legacy.take()
             {
-                ledger.messages[legacy.number].will = Some(WillFate::Never); // [MQTT-3.1.3-9]
+                if decided < at + u64::from(delay_secs) * 1000 {
+                    ledger.messages[number].will = Some(WillFate::Never); // [MQTT-3.1.3-9]
+                }
+                if let Course::Published(_) = course {
+                    ledger.inherited.push((number, moment));
+                }
             }
             self.wills.clear();
         } else {

@@ -64,6 +64,8 @@ pub(crate) struct Ledger {
     pub(crate) moment: Moment,
     /// Acknowledged since somebody last looked.
     pub(crate) news: Vec<Number>,
+    /// Wills that have surely been published, not before this moment, since somebody last looked.
+    pub(crate) inherited: Vec<(Number, Moment)>,
     /// A client was told something, since somebody last looked, that must not be taken back.
     pub(crate) promised: bool,
     /// Deliveries at QoS 2 through the share group.

@@ -12,7 +12,9 @@
 mod client;
 mod finish;
 mod ledger;
-#[path = "../fuzz/rng.rs"]
+#[path = "../common/pipe.rs"]
+mod pipe;
+#[path = "../common/rng.rs"]
 #[allow(dead_code)]
 mod rng;
 mod wire;

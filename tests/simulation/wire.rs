@@ -1,46 +1,11 @@
 //! A link between a client and the broker: bytes under way in both directions, and the broker's
 //! end of it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use surgemq::broker::{Broker, Goodbye, Link, Millis, Outlet, Pulse, Turn};
 
-/// What the broker writes to.
-pub(crate) struct Pipe {
-    bytes: Mutex<Vec<u8>>,
-    capacity: usize,
-    wants_room: AtomicBool,
-    woken: AtomicBool,
-    pulse: Pulse,
-}
-
-impl Pipe {
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().expect("nothing panics with it")
-    }
-}
-
-impl Outlet for Pipe {
-    fn write(&self, bytes: &[u8]) -> usize {
-        let mut held = self.lock();
-        let count = bytes.len().min(self.capacity.saturating_sub(held.len()));
-        held.extend_from_slice(&bytes[..count]);
-        count
-    }
-
-    fn wait_for_room(&self) {
-        self.wants_room.store(true, Ordering::Relaxed);
-    }
-
-    fn wake(&self) {
-        self.woken.store(true, Ordering::Relaxed);
-    }
-
-    fn pulse(&self) -> &Pulse {
-        &self.pulse
-    }
-}
+use crate::pipe::Pipe;
 
 /// See the module.
 pub(crate) struct Wire {
@@ -61,13 +26,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn new(broker: &Arc<Broker>, capacity: usize, number: u64, now: Millis) -> Self {
-        let pipe = Arc::new(Pipe {
-            bytes: Mutex::default(),
-            capacity,
-            wants_room: AtomicBool::new(false),
-            woken: AtomicBool::new(false),
-            pulse: Pulse::new(now, broker.config().connect_timeout_ms),
-        });
+        let pipe = Pipe::new(capacity, Pulse::new(now, broker.config().connect_timeout_ms));
         let link = broker.connection(Arc::clone(&pipe) as Arc<dyn Outlet>, None);
         Self {
             link,
@@ -83,7 +42,7 @@ impl Wire {
 
     /// Bytes under way to the client.
     pub(crate) fn arriving(&self) -> usize {
-        self.pipe.lock().len()
+        self.pipe.len()
     }
 
     /// The next bytes under way reach the broker.
@@ -100,7 +59,7 @@ impl Wire {
 
     /// The wake reaches the connection.
     pub(crate) fn on_wake(&mut self, broker: &Broker, turn: &mut Turn, now: Millis) {
-        if self.is_closed || !self.pipe.woken.swap(false, Ordering::Relaxed) {
+        if self.is_closed || !self.pipe.was_woken() {
             return;
         }
         turn.begin(now);
@@ -142,11 +101,11 @@ impl Wire {
 
     fn end(&mut self, goodbye: Goodbye) {
         let allowed = goodbye.clean
-            || self.pipe.pulse.standing_order() != surgemq::broker::Order::None
+            || self.pipe.pulse().standing_order() != surgemq::broker::Order::None
             || !self.is_attached
             || goodbye.why == "another connection has the session";
         assert!(allowed, "a good client was disconnected: {}", goodbye.why);
-        self.pipe.lock().extend_from_slice(&goodbye.bytes);
+        self.pipe.end_with(&goodbye.bytes);
         self.is_closed = true;
     }
 
@@ -162,16 +121,9 @@ impl Wire {
 
     /// Takes bytes that have reached the client.
     pub(crate) fn take(&self, count: usize, broker: &Broker, now: Millis) -> Vec<u8> {
-        let bytes: Vec<u8> = {
-            let mut held = self.pipe.lock();
-            let count = count.min(held.len());
-            held.drain(..count).collect()
-        };
-        if !self.is_closed
-            && self.pipe.wants_room.swap(false, Ordering::Relaxed)
-            && let Some(session) = self.link.session()
-        {
-            session.drain(broker, now);
+        let bytes = self.pipe.take(count);
+        if !self.is_closed {
+            self.pipe.make_use_of_room(&self.link, broker, now);
         }
         bytes
     }

@@ -356,22 +356,8 @@ impl<'a> World<'a> {
 
     fn after_showing(&mut self, at: usize) {
         let client = &mut self.clients[at];
-        let Some(connection) = &mut client.connection else { return };
-        if connection.wire.is_attached && connection.decided.is_none() {
-            let noticed_by = std::mem::replace(&mut client.noticed_by, Millis::MAX);
-            connection.decided = Some((self.now, noticed_by));
-            client.attached = connection.wire.number;
-            self.expect_legacy(at);
-        }
-        let client = &mut self.clients[at];
-        let Some(connection) = &client.connection else { return };
-        if connection.wire.is_closed && client.attached == connection.wire.number {
-            client.noticed_by = client.noticed_by.min(self.now);
-            if let Some((number, _)) = connection.will {
-                // The broker ended it, because CONNECT came at the last moment.
-                self.ledger.messages[number].will = Some(WillFate::From(self.now));
-            }
-        }
+        client.note_attached(&self.ledger, self.now);
+        client.note_closed(&mut self.ledger, self.now);
     }
 
     /// Bytes reach the client.
@@ -397,7 +383,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Whoever was surely subscribed all the time gets what was acknowledged.
+    /// Whoever was surely subscribed all the time gets what was acknowledged, and wills.
     pub(crate) fn note_acknowledged(&mut self) {
         for number in std::mem::take(&mut self.ledger.news) {
             let message = &self.ledger.messages[number];
@@ -417,6 +403,9 @@ impl<'a> World<'a> {
             }
             self.owe(number, since);
         }
+        for (number, since) in std::mem::take(&mut self.ledger.inherited) {
+            self.owe(number, since);
+        }
     }
 
     fn owe(&mut self, number: Number, moment: u64) {
@@ -431,25 +420,6 @@ impl<'a> World<'a> {
             if is_owed && message.qos > QoS::AtMostOnce && !client.session.has_had(number) {
                 client.session.owed.insert(number);
             }
-        }
-    }
-
-    /// A will that was due, and was not taken back in time, has been published.
-    pub(crate) fn expect_legacy(&mut self, at: usize) {
-        let client = &self.clients[at];
-        let Some((legacy, connection)) = client.legacy.zip(client.connection.as_ref()) else {
-            return;
-        };
-        if legacy.is_over {
-            return;
-        }
-        let Some((decided, noticed_by)) = connection.decided else { return };
-        let due = noticed_by.saturating_add(u64::from(legacy.delay_secs) * 1000 + 1000);
-        if let Some(legacy) = &mut self.clients[at].legacy {
-            legacy.is_over = true;
-        }
-        if decided > due && self.ledger.no_room_at < legacy.lost_at {
-            self.owe(legacy.number, legacy.moment);
         }
     }
 

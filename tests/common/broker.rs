@@ -47,7 +47,7 @@ impl Broker {
     }
 
     /// Its process, when it is ours.
-    #[allow(dead_code, reason = "one of the two tests that share this file does not ask")]
+    #[allow(dead_code, reason = "not all tests that share this file ask")]
     pub(crate) fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }

@@ -1,20 +1,36 @@
-//! A message as the user of the client holds it: owned, with all properties.
+//! A message as applications hold it: owned, with all properties. Whoever publishes and receives
+//! with the client or inside the broker's process uses the same one.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Error;
-use super::options::check_topic;
-use crate::mqtt::{Properties, PropertyValues, Publish, QoS};
+use super::{Properties, PropertyValues, Publish, QoS, TopicError, TopicName};
+
+/// Why a message cannot be published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MessageError {
+    /// The topic, or the response topic, is not well formed.
+    #[error("{topic:?} is not a valid topic: {source}")]
+    Topic { topic: String, source: TopicError },
+    /// A string holds the character U+0000.
+    #[error("{0} holds the character U+0000")]
+    Nul(&'static str),
+}
 
 /// An application message, to be published or received.
 ///
 /// ```
-/// use surgemq::client::Message;
-/// use surgemq::mqtt::QoS;
+/// use surgemq::mqtt::{Message, MessageProperties, QoS};
 ///
-/// let message = Message::new("plant/1/temperature", "21.5").qos(QoS::AtLeastOnce).retain(true);
+/// let message = Message::new("plant/1/temperature", "21.5")
+///     .qos(QoS::AtLeastOnce)
+///     .retain(true)
+///     .properties(MessageProperties {
+///         content_type: Some("text/plain".into()),
+///         message_expiry_secs: Some(60),
+///         ..MessageProperties::default()
+///     });
 /// assert_eq!(&message.payload[..], b"21.5");
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,14 +101,14 @@ impl Message {
 
     /// Whether a broker may accept it. One that may not costs the connection, and with it the
     /// other messages that are under way, so it is not even queued.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), MessageError> {
         check_topic(&self.topic)?;
         let properties = &self.properties;
         if let Some(topic) = &properties.response_topic {
             check_topic(topic)?; // [MQTT-3.3.2-14]
         }
         if properties.content_type.as_ref().is_some_and(|text| text.contains('\0')) {
-            return Err(Error::Nul("the content type"));
+            return Err(MessageError::Nul("the content type"));
         }
         check_pairs(&properties.user_properties)
     }
@@ -163,12 +179,20 @@ pub(crate) fn owned_pairs(pairs: &[(&str, &str)]) -> Vec<(Box<str>, Box<str>)> {
     pairs.iter().map(|&(name, value)| (name.into(), value.into())).collect()
 }
 
+/// Whether `topic` can be published to.
+pub(crate) fn check_topic(topic: &str) -> Result<(), MessageError> {
+    match TopicName::new(topic) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(MessageError::Topic { topic: topic.to_owned(), source }),
+    }
+}
+
 /// Whether user properties can be sent.
-pub(crate) fn check_pairs(pairs: &[(Box<str>, Box<str>)]) -> Result<(), Error> {
+pub(crate) fn check_pairs(pairs: &[(Box<str>, Box<str>)]) -> Result<(), MessageError> {
     let has_nul =
         |(name, value): &(Box<str>, Box<str>)| name.contains('\0') || value.contains('\0');
     // [MQTT-1.5.4-2]
-    if pairs.iter().any(has_nul) { Err(Error::Nul("a user property")) } else { Ok(()) }
+    if pairs.iter().any(has_nul) { Err(MessageError::Nul("a user property")) } else { Ok(()) }
 }
 
 pub(crate) fn borrowed_pairs(pairs: &[(Box<str>, Box<str>)]) -> Vec<(&str, &str)> {
