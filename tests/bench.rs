@@ -271,6 +271,25 @@ fn own_broker_delivers_at_every_qos() {
 }
 
 /// Whoever is away gets everything when he comes back, in every version and shape.
+/// Messages of many quiet clients are waited for together; without that this median is a fraction of
+/// a millisecond.
+#[test]
+fn many_quiet_clients_are_looked_for_now_and_then() {
+    let broker = Broker::start_with(&["--max-rest", "10000"]);
+    let Some(_) = broker.pid() else { return };
+    let url = format!("mqtt://{}:{}", broker.host, broker.port);
+    let flags = ["1:1", "-n", "300", "-r", "3000", "-q", "1", "-d", "2", "-w", "1", "-o", "json"];
+    let output = bench(&[&["--url", &url], &flags[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let summary = &report["shapes"][0]["summary"];
+    let median = summary["latency"]["delivery"]["p50_us"].as_f64().unwrap();
+    assert!(median > 3_000.0, "{median} us where workers rest for 10,000");
+    for fault in ["lost", "duplicates", "out_of_order"] {
+        assert_eq!(summary[fault], 0, "{fault}");
+    }
+}
+
 #[test]
 fn offline_sessions_are_queued_for_and_resumed() {
     for (shape, qos, version, offline) in

@@ -68,8 +68,8 @@ pub(super) struct Args {
     threads: Option<usize>,
     /// When nearly all that comes is from many clients that send seldom, look for it this often,
     /// in microseconds: less work for each message, which may wait so long; 0: at once
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 500,
-          value_parser = clap::value_parser!(u64).range(..=100_000))]
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 750,
+          value_parser = clap::value_parser!(u64).range(..=10_000))]
     max_rest: u64,
 
     #[command(flatten, next_help_heading = "Durability")]

@@ -3,12 +3,13 @@
 //! A thousand devices that each send ten messages a second wake the workers for every message, and
 //! waking, being scheduled and waking the receivers costs more than all that is done with the
 //! message. So when nearly all that comes is from clients that had been quiet, workers rest for
-//! half a millisecond before they look again, as network cards do with their interrupts
-//! (1,000 pairs, 10,000 messages per second on two processors, of mosquitto's time per message: 0.96
-//! before, 0.66 with it at QoS 0, 1.1 and 0.7 at QoS 1). One of them is enough to look; the others
-//! rest longer as long as that one has time to spare.
+//! most of a millisecond before they look again, as network cards do with their interrupts. One of
+//! them is enough to look; the others rest longer as long as that one has time to spare.
+//! Measured with 1,000 pairs and 10,000 messages per second on two processors, medians of five
+//! rounds: 45 to 28 µs of broker time per message at QoS 0, 68 to 42 at QoS 1; the median latency
+//! grows from 0.2 to 0.8 ms, while the 99th percentile stays below mosquitto's.
 //!
-//! Who sends again within [`QUIET_MS`] is never waited with: as soon as a tenth of what comes is
+//! Clients that go on sending (again within [`QUIET_MS`]) count: as soon as a tenth of what comes is
 //! from such clients nobody rests. And a message that comes while nobody rests, be it the first
 //! after hours, leaves in the turn that reads it.
 //!
@@ -27,8 +28,8 @@ const WINDOW: Duration = Duration::from_millis(10);
 const MANY: u64 = 2_000;
 /// Of so many reads at most one may be from a client that was not quiet.
 const ONE_IN: u64 = 10;
-/// How many rests of the one that looks the others take at a time.
-const OTHERS_REST: u32 = 16;
+/// How long the others rest at a time.
+const OTHERS_REST: Duration = Duration::from_millis(10);
 
 thread_local! {
     /// Reads since this worker rested last: from quiet clients, and from others.
@@ -141,7 +142,7 @@ impl Rests {
             Rest::Beside if self.is_crowded.load(Ordering::Relaxed) => {
                 std::thread::sleep(self.rest);
             }
-            Rest::Beside => std::thread::sleep(self.rest * OTHERS_REST),
+            Rest::Beside => std::thread::sleep(OTHERS_REST.max(self.rest)),
         }
     }
 

@@ -23,6 +23,12 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts one, or takes the one that the environment names.
     pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same, with these flags if it is ours.
+    #[allow(dead_code, reason = "not all tests that share this file ask")]
+    pub(crate) fn start_with(flags: &[&str]) -> Self {
         let last_lines = Arc::new(Mutex::new(VecDeque::new()));
         if let Ok(address) = env::var("SURGEMQ_TEST_BROKER") {
             let (host, port) = split(&address).expect("SURGEMQ_TEST_BROKER is HOST:PORT");
@@ -30,6 +36,7 @@ impl Broker {
         }
         let mut child = Command::new(env!("CARGO_BIN_EXE_surgemq"))
             .args(["serve", "--bind", "127.0.0.1:0"])
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -117,10 +117,11 @@ fn memory_of_all_sessions_together_is_bounded() {
         peer.ack(&got);
     }
     let mut peer = broker.connect(V311, connect(&hoarder).durable());
-    let kept = std::iter::from_fn(|| peer.next_within(Duration::from_millis(300)).flatten())
+    (0..20).for_each(|_| drop(peer.expect_any_publish()));
+    let more = std::iter::from_fn(|| peer.next_within(Duration::from_millis(300)).flatten())
         .filter(|packet| matches!(packet, Packet::Publish(_)))
         .count();
-    assert!((20..=42).contains(&kept), "{kept} of 100 in half of {limit} bytes");
+    assert!(more <= 22, "{} of 100 in half of {limit} bytes", 20 + more);
 }
 
 /// A thousand messages in flight were kept, however large they were.
