@@ -227,6 +227,7 @@ impl Link {
             max_packet_size: admission.max_packet_size,
             expiry_was_zero: admission.requested_expiry_secs == 0,
             is_bridge: admission.is_bridge,
+            listed: None,
         });
         Ok(())
     }

@@ -13,13 +13,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
-use smallvec::SmallVec;
 
+use super::crowd::SameFilter;
 use super::subscription::Subscription;
 
 const SHARDS: usize = 64;
-
-type Subscriptions = SmallVec<[Arc<Subscription>; 1]>;
 
 /// The versions of the index that a match depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,7 +42,7 @@ struct Shard {
     version: AtomicU64,
     /// Each entry holds the subscriptions of one filter and is never empty: the filter is read
     /// from the first.
-    filters: RwLock<HashTable<Subscriptions>>,
+    filters: RwLock<HashTable<SameFilter>>,
 }
 
 /// A point at which filters end or part.
@@ -55,9 +53,9 @@ struct Node {
     /// The one whose first level is `+`.
     any: Option<Box<Edge>>,
     /// Subscriptions of the filter that ends here.
-    here: Subscriptions,
+    here: SameFilter,
     /// Those of the filter that goes on with `#`.
-    below: Subscriptions,
+    below: SameFilter,
 }
 
 /// The way to the next node: all levels at which nothing ends or parts. So there are never more
@@ -99,17 +97,17 @@ impl Index {
             let (path, below) = path(filter);
             let node = root.at(path, &self.hasher);
             let list = if below { &mut node.below } else { &mut node.here };
-            list.push(Arc::clone(subscription));
+            list.push(subscription);
             self.wild_version.fetch_add(1, Ordering::Release);
         } else {
             let hash = self.hash(filter);
             let shard = &self.exact[hash as usize % SHARDS];
             let mut filters = write(&shard.filters);
             match filters.find_mut(hash, |entry| entry[0].filter() == filter) {
-                Some(entry) => entry.push(Arc::clone(subscription)),
+                Some(entry) => entry.push(subscription),
                 None => {
-                    let mut entry = Subscriptions::new();
-                    entry.push(Arc::clone(subscription));
+                    let mut entry = SameFilter::default();
+                    entry.push(subscription);
                     filters.insert_unique(hash, entry, |entry| self.hash(entry[0].filter()));
                 }
             }
@@ -131,16 +129,11 @@ impl Index {
             let mut filters = write(&shard.filters);
             let removed = match filters.find_entry(hash, |entry| entry[0].filter() == filter) {
                 Ok(mut found) => {
-                    let entry = found.get_mut();
-                    let before = entry.len();
-                    let after =
-                        before - entry.iter().filter(|s| Arc::ptr_eq(s, subscription)).count();
-                    if after == 0 {
+                    let removed = found.get_mut().remove(subscription);
+                    if found.get().is_empty() {
                         found.remove();
-                    } else {
-                        entry.retain(|other| !Arc::ptr_eq(other, subscription));
                     }
-                    after < before
+                    removed
                 }
                 Err(_) => false,
             };
@@ -242,7 +235,7 @@ impl Node {
         hasher: &DefaultHashBuilder,
     ) -> bool {
         let Some(path) = path else {
-            return take_out(if below { &mut self.below } else { &mut self.here }, subscription);
+            return if below { &mut self.below } else { &mut self.here }.remove(subscription);
         };
         let first = split(path).0;
         let hash = hasher.hash_one(first);
@@ -342,12 +335,6 @@ impl Edge {
         }
         self.node.collect(rest, hasher, found);
     }
-}
-
-fn take_out(subscriptions: &mut Subscriptions, subscription: &Arc<Subscription>) -> bool {
-    let before = subscriptions.len();
-    subscriptions.retain(|other| !Arc::ptr_eq(other, subscription));
-    subscriptions.len() < before
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::kept::Kept;
 use super::link::disconnect_packet;
 use super::mailbox::{Attachment, LinkState};
 use super::outlet::Order;
+use super::remains::Remains;
 use super::session::{Flow, Session};
 use super::shared::{give_away, take_orphans};
 use super::state::State;
@@ -23,6 +24,11 @@ use super::will::Will;
 use super::{Broker, Millis, lock};
 use crate::mqtt::ReasonCode;
 use crate::session::Outbound;
+
+/// What a session whose time has come costs a turn, in steps, besides what its end takes.
+const STEPS_PER_TIMER: usize = 16;
+/// Ends of sessions that are kept whether the disk has them or not.
+const ENDS: usize = 64;
 
 /// Sessions that have something to do at a time: their will, their end. An entry only says when
 /// to look; the session itself says what is due.
@@ -74,17 +80,28 @@ impl Timers {
 
 /// Sessions that have ended, where the journal says so and is not safe yet: by client identifier.
 #[derive(Default)]
-pub(crate) struct Discarded(Mutex<HashMap<Box<str>, Position>>);
+pub(crate) struct Discarded(Mutex<Ends>);
+
+#[derive(Default)]
+struct Ends {
+    positions: HashMap<Box<str>, Position>,
+    /// How many were left when those that are safe were last looked for.
+    left: usize,
+}
 
 impl Discarded {
     fn note(&self, client_id: &str, position: Position, safe: Position) {
         let mut ends = lock(&self.0);
-        ends.retain(|_, end| *end > safe);
-        ends.insert(client_id.into(), position);
+        // Not each time: a hundred thousand sessions can end before the disk has any of it.
+        if ends.positions.len() >= ENDS.max(2 * ends.left) {
+            ends.positions.retain(|_, end| *end > safe);
+            ends.left = ends.positions.len();
+        }
+        ends.positions.insert(client_id.into(), position);
     }
 
     fn unsafe_end(&self, client_id: &str) -> Option<Position> {
-        lock(&self.0).get(client_id).copied()
+        lock(&self.0).positions.get(client_id).copied()
     }
 }
 
@@ -286,10 +303,14 @@ impl Broker {
             || self.sessions().get(client_id).is_some_and(|session| session.record().is_some())
     }
 
-    /// Does what is due for sessions without a connection.
+    /// Does what is due for sessions without a connection, as long as the turn lasts.
     pub(crate) fn run_timers(&self, turn: &mut Turn) {
-        while let Some(session) = self.timers.pop_due(turn.now) {
+        while !turn.is_over()
+            && let Some(session) = self.timers.pop_due(turn.now)
+        {
+            turn.add_steps(1);
             let Some(session) = session.upgrade() else { continue };
+            turn.add_steps(STEPS_PER_TIMER);
             let mut state = session.lock();
             state.armed_for = None;
             if state.link.is_some() || state.ended {
@@ -319,7 +340,7 @@ impl Broker {
         epoch: Option<u64>,
         turn: &mut Turn,
     ) -> bool {
-        let (displaced, will, subscriptions, orphans, records) = {
+        let (displaced, will, orphans, mut remains, (durable, outbound)) = {
             let mut state = session.lock_between_turns();
             let came_back = epoch.is_some_and(|epoch| state.epoch != epoch || state.link.is_some());
             if state.ended || came_back {
@@ -340,28 +361,30 @@ impl Broker {
                 subscription.set_status(Status::Removed);
             }
             let orphans = self.orphans(session, &mut state);
-            let queue = std::mem::take(&mut state.queue);
             let outbound = std::mem::replace(&mut state.outbound, Outbound::new(0));
-            (displaced, will, subscriptions, orphans, (state.durable.take(), queue, outbound))
+            let remains = Remains {
+                subscriptions: subscriptions.into_iter(),
+                queue: std::mem::take(&mut state.queue),
+                journal: None,
+            };
+            (displaced, will, orphans, remains, (state.durable.take(), outbound))
         };
         self.sessions().remove(session);
-        for subscription in &subscriptions {
-            self.forget(subscription);
-        }
+        // At once, or each message for a group would ask all members that have ended.
+        remains.leave_groups();
         give_away(session, orphans, self, turn);
         if let Some(will) = will {
             self.publish_will(&will, turn);
         }
         // Only now: what went to others must be on disk as theirs before it is void here.
-        let (durable, queue, outbound) = records;
         if let Some(durable) = durable {
             let in_flight = outbound.messages().flatten().filter_map(|kept| kept.record);
-            let queued = queue.iter().filter_map(|kept| kept.record);
-            let subscribed = subscriptions.iter().filter_map(|subscription| subscription.record());
             let journal = Arc::clone(&durable.journal);
-            let position = durable.end(in_flight.chain(queued).chain(subscribed));
+            let position = durable.end(in_flight);
             self.discarded.note(session.client_id(), position, journal.safe());
+            remains.journal = Some(journal);
         }
+        self.leave_behind(remains, turn);
         if let Some(displaced) = displaced {
             self.settle(displaced, turn);
         }

@@ -19,6 +19,7 @@ use super::outlet::{Order, SharedOutlet};
 use super::publish::{PLAIN_PUBLISH, RouteCache};
 use super::session::{Flow, Session};
 use super::state::State;
+use super::subscribe::Listed;
 use super::turn::Turn;
 use super::{Broker, Millis};
 use crate::mqtt::{
@@ -70,6 +71,8 @@ pub(crate) struct Open {
     pub(crate) expiry_was_zero: bool,
     /// It is a bridge of 3.1 or 3.1.1.
     pub(crate) is_bridge: bool,
+    /// A SUBSCRIBE or UNSUBSCRIBE that is not done yet. It is the next packet.
+    pub(crate) listed: Option<Box<Listed>>,
 }
 
 /// What [`Link::on_bytes`] did.
@@ -215,9 +218,18 @@ impl Link {
                         *at += handled;
                         continue;
                     }
+                    let is_list =
+                        frame.is(PacketType::Subscribe) || frame.is(PacketType::Unsubscribe);
+                    if is_list && !open.on_filters(broker, &frame, turn)? {
+                        self.outlet.pulse().beat(turn.now); // it is not silent, we are slow
+                        return Ok(true);
+                    }
                     *at += frame.len;
                     turn.tally.packets_received += 1;
                     turn.add_steps(1);
+                    if is_list {
+                        continue;
+                    }
                     open.on_packet(broker, frame.decode(open.version, Role::Client)?, turn)?;
                 }
             }
@@ -434,8 +446,8 @@ impl Open {
             Packet::PubComp(ack) => {
                 self.on_acknowledgement(broker, PacketType::PubComp, &ack, turn)
             }
-            Packet::Subscribe(subscribe) => self.on_subscribe(broker, &subscribe, turn),
-            Packet::Unsubscribe(unsubscribe) => self.on_unsubscribe(broker, &unsubscribe, turn),
+            // Those are done before they come here: see `on_filters`.
+            Packet::Subscribe(_) | Packet::Unsubscribe(_) => Ok(()),
             Packet::PingReq => {
                 turn.tally.packets_sent += 1;
                 turn.answers.extend_from_slice(&[0xD0, 0]); // [MQTT-3.12.4-1]

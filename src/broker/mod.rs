@@ -24,6 +24,7 @@
 mod batch;
 mod config;
 mod connect;
+mod crowd;
 mod durable;
 mod index;
 mod journal;
@@ -40,6 +41,7 @@ mod publish;
 mod queue;
 mod record;
 mod records;
+mod remains;
 mod replays;
 mod restore;
 mod retained;
@@ -84,6 +86,7 @@ pub use subscription::Subscription;
 pub use turn::Turn;
 
 use lifecycle::{Discarded, Timers};
+use remains::Waiting;
 use shared::ShareGroup;
 use sys::Sys;
 
@@ -137,6 +140,8 @@ pub struct Broker {
     hasher: DefaultHashBuilder,
     timers: Timers,
     discarded: Discarded,
+    /// What is left of sessions that have ended.
+    remains: Mutex<Waiting>,
     /// Sessions that are full: each tick asks whether their grace is over.
     watched: Mutex<Vec<Weak<Session>>>,
     connections: Mutex<Connections>,
@@ -179,6 +184,7 @@ impl Broker {
             hasher: DefaultHashBuilder::default(),
             timers: Timers::default(),
             discarded: Discarded::default(),
+            remains: Mutex::default(),
             watched: Mutex::default(),
             connections: Mutex::default(),
             groups: Mutex::default(),
@@ -226,8 +232,9 @@ impl Broker {
         self.providers.journal.as_ref()
     }
 
-    /// Time has passed: what is due is done. To be called every [`TICK_MS`].
-    pub fn tick(&self, turn: &mut Turn) {
+    /// Time has passed: what is due is done. To be called every [`TICK_MS`]. True: there is more of
+    /// it than one turn should do, and [`go_on`](Self::go_on) does the rest.
+    pub fn tick(&self, turn: &mut Turn) -> bool {
         self.last_tick.store(turn.now, Ordering::Relaxed);
         let tick = self.ticks.fetch_add(1, Ordering::Relaxed);
         self.check_watched(turn.now);
@@ -245,6 +252,16 @@ impl Broker {
         }
         self.tell_memory(turn.now);
         self.publish_sys(turn);
+        self.take_remains_apart(turn);
+        turn.is_over()
+    }
+
+    /// Does more of what the last tick left undone, in another turn. True: there is still more, for
+    /// when others have had their turns.
+    pub fn go_on(&self, turn: &mut Turn) -> bool {
+        self.run_timers(turn);
+        self.take_remains_apart(turn);
+        turn.is_over()
     }
 
     /// Says in the log that memory has run short: when it begins, and then once a minute.
@@ -327,8 +344,10 @@ impl Broker {
     pub(crate) fn drop_group(&self, subscription: &Subscription) {
         let Some(group) = &subscription.group else { return };
         let mut groups = lock(&self.groups);
+        // It may have been forgotten before, and there is another of the same text.
+        let is_known = groups.get(subscription.text()).is_some_and(|it| Arc::ptr_eq(it, group));
         // One reference is the map's, one this subscription's.
-        if group.is_empty() && Arc::strong_count(group) <= 2 {
+        if is_known && group.is_empty() && Arc::strong_count(group) <= 2 {
             groups.remove(subscription.text());
         }
     }

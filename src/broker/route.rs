@@ -10,7 +10,7 @@ use super::providers::TopicsProvider;
 use super::session::{Session, Terms};
 use super::shared::ShareGroup;
 use super::state::State;
-use super::subscription::Subscription;
+use super::subscription::{Status, Subscription};
 use crate::mqtt::QoS;
 
 /// The receivers of one topic, as seen by one publisher.
@@ -82,6 +82,9 @@ impl Route {
         let mut route =
             Self { stamp, targets: Vec::new(), groups: Vec::new(), matched: found.len() };
         for subscription in found {
+            if subscription.status() == Status::Removed {
+                continue; // its session has ended, and it is still to be taken out of the index
+            }
             if let Some(group) = &subscription.group {
                 if !route.groups.iter().any(|known| Arc::ptr_eq(known, group)) {
                     route.groups.push(Arc::clone(group));

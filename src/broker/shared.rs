@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Broker;
 use super::config::Config;
+use super::crowd::Members;
 use super::journal::RecordId;
 use super::kept::Kept;
 use super::mailbox::has_room;
@@ -28,7 +29,7 @@ use crate::mqtt::QoS;
 pub(crate) struct ShareGroup {
     /// `$share/NAME/FILTER`.
     text: Box<str>,
-    members: Mutex<Vec<Arc<Subscription>>>,
+    members: Mutex<Members>,
     turn: AtomicUsize,
 }
 
@@ -93,11 +94,11 @@ impl ShareGroup {
     }
 
     pub(crate) fn add(&self, subscription: &Arc<Subscription>) {
-        self.lock().push(Arc::clone(subscription));
+        self.lock().push(subscription);
     }
 
     pub(crate) fn remove(&self, subscription: &Arc<Subscription>) {
-        self.lock().retain(|member| !Arc::ptr_eq(member, subscription));
+        self.lock().remove(subscription);
     }
 
     /// The most steps that finding a member may take.
@@ -115,7 +116,7 @@ impl ShareGroup {
         drop(members); // without the lock: they know the group
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Subscription>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

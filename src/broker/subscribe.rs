@@ -3,6 +3,7 @@
 use std::sync::{Arc, MutexGuard};
 
 use super::Broker;
+use super::journal::Position;
 use super::link::{Cause, Open};
 use super::memory;
 use super::message::LazyMessage;
@@ -11,51 +12,185 @@ use super::state::State;
 use super::subscription::{Status, Subscription};
 use super::turn::Turn;
 use crate::mqtt::{
-    Packet, Properties, QoS, ReasonCode, RetainHandling, SharedFilter, SubAck, Subscribe,
-    SubscriptionRequest, TopicFilter, UnsubAck, Unsubscribe, Version,
+    Filters, FiltersHead, Frame, Packet, PacketId, PacketType, Properties, QoS, ReasonCode,
+    RetainHandling, SharedFilter, SubAck, SubscriptionRequest, TopicFilter, UnsubAck, Version,
 };
 
-/// What one filter of SUBSCRIBE or UNSUBSCRIBE costs a turn.
+/// What a filter costs a turn, in steps, when something becomes of it.
 const STEPS_PER_FILTER: usize = 8;
+/// What it costs to decode one and look at it, in bytes copied, besides its length.
+const WORK_PER_FILTER: usize = 64;
 
 type Refusal = (ReasonCode, &'static str);
 
+/// How far a SUBSCRIBE or UNSUBSCRIBE has come. There can be millions of filters in one, so that it
+/// takes many turns, and other connections have theirs in between. Until it is done nothing that
+/// came behind it is looked at.
+pub(crate) struct Listed {
+    packet_id: PacketId,
+    /// The subscription identifier; 0: none.
+    identifier: u32,
+    subscribes: bool,
+    /// All filters have been found well formed, and are being obeyed.
+    is_sound: bool,
+    /// Bytes of filters in the packet.
+    len: usize,
+    /// Those of them still to be looked at, or to be obeyed.
+    left: usize,
+    /// One for each filter that was obeyed `[MQTT-3.9.3-1]`, `[MQTT-3.11.3-1]`.
+    reasons: Vec<ReasonCode>,
+    /// Why one was refused.
+    problem: Option<&'static str>,
+    /// What the answer has to wait for.
+    gate: Position,
+}
+
+impl Listed {
+    fn new(head: &FiltersHead<'_>, filters: &Filters<'_>, subscribes: bool) -> Self {
+        Self {
+            packet_id: head.packet_id,
+            identifier: head.properties.subscription_identifiers.first().copied().unwrap_or(0),
+            subscribes,
+            is_sound: false,
+            len: filters.left(),
+            left: filters.left(),
+            reasons: Vec::new(),
+            problem: None,
+            gate: 0,
+        }
+    }
+
+    /// Looks at the filters before any of them is obeyed: an ill-formed one makes a malformed packet
+    /// `[MQTT-4.7.1-2]`, `[MQTT-4.7.1-3]`, it is not answered with a code of its own. False: the
+    /// turn is over before all of them are.
+    fn check(&mut self, mut filters: Filters<'_>, turn: &mut Turn) -> Result<bool, Cause> {
+        while let Some(request) = filters.next()? {
+            if SharedFilter::new(request.filter).is_err() {
+                let what = "a topic filter is not well formed";
+                return Err(Cause::violation(ReasonCode::MalformedPacket, what));
+            }
+            self.left = filters.left();
+            turn.work += WORK_PER_FILTER + request.filter.len();
+            if turn.is_over() {
+                return Ok(false);
+            }
+        }
+        self.is_sound = true;
+        self.left = self.len;
+        Ok(true)
+    }
+}
+
 impl Open {
-    pub(crate) fn on_subscribe(
+    /// Obeys a SUBSCRIBE or UNSUBSCRIBE as far as the turn lasts, and answers it when that is done.
+    /// False: it is to be shown again in a later turn.
+    pub(crate) fn on_filters(
+        &mut self,
+        broker: &Broker,
+        frame: &Frame<'_>,
+        turn: &mut Turn,
+    ) -> Result<bool, Cause> {
+        let mut listed = match self.listed.take() {
+            Some(listed) => *listed,
+            None => {
+                let (head, filters) = Filters::open(frame, self.version)?;
+                Listed::new(&head, &filters, frame.is(PacketType::Subscribe))
+            }
+        };
+        let is_done = self.go_on(broker, frame, &mut listed, turn)?;
+        listed.gate = listed.gate.max(turn.gate);
+        if is_done {
+            turn.wait_for_disk(listed.gate);
+            self.answer_filters(broker, listed, turn)?;
+        } else {
+            self.listed = Some(Box::new(listed));
+        }
+        Ok(is_done)
+    }
+
+    /// False when the turn is over before the last filter was obeyed.
+    fn go_on(
         &self,
         broker: &Broker,
-        subscribe: &Subscribe<'_>,
+        frame: &Frame<'_>,
+        listed: &mut Listed,
+        turn: &mut Turn,
+    ) -> Result<bool, Cause> {
+        let rest = |left| Filters::reopen(frame, self.version, left);
+        if !listed.is_sound && !listed.check(rest(listed.left), turn)? {
+            return Ok(false);
+        }
+        let mut filters = rest(listed.left);
+        while let Some(request) = filters.next()? {
+            let reason = if listed.subscribes {
+                self.on_request(broker, &request, listed, turn)
+            } else {
+                self.on_cancelled(broker, request.filter, turn)?
+            };
+            listed.reasons.push(reason);
+            listed.left = filters.left();
+            turn.work += WORK_PER_FILTER + request.filter.len();
+            if turn.is_over() && listed.left > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// One filter of a SUBSCRIBE.
+    fn on_request(
+        &self,
+        broker: &Broker,
+        request: &SubscriptionRequest<'_>,
+        listed: &mut Listed,
+        turn: &mut Turn,
+    ) -> ReasonCode {
+        // Those that a session cannot have anyway are not worth the time of all others.
+        let granted_or_refused = if listed.reasons.len() < broker.config().max_subscriptions {
+            turn.add_steps(STEPS_PER_FILTER);
+            self.subscribe(broker, request, listed.identifier, turn)
+        } else {
+            Err((ReasonCode::QuotaExceeded, "too many subscriptions"))
+        };
+        granted_or_refused.unwrap_or_else(|(reason, what)| {
+            listed.problem.get_or_insert(what);
+            // 3.1 has no code for a refusal: the answer is positive, and nothing is ever sent.
+            if self.version == Version::V31 { granted(request.qos) } else { reason }
+        })
+    }
+
+    /// One filter of an UNSUBSCRIBE.
+    fn on_cancelled(
+        &self,
+        broker: &Broker,
+        text: &str,
+        turn: &mut Turn,
+    ) -> Result<ReasonCode, Cause> {
+        turn.add_steps(1);
+        if !broker.leave(self.own_session()?, text, turn) {
+            return Ok(ReasonCode::NoSubscriptionExisted);
+        }
+        turn.add_steps(STEPS_PER_FILTER);
+        Ok(ReasonCode::Success)
+    }
+
+    fn answer_filters(
+        &self,
+        broker: &Broker,
+        listed: Listed,
         turn: &mut Turn,
     ) -> Result<(), Cause> {
-        let identifier = subscribe.properties.subscription_identifiers.first().copied();
-        let filters = subscribe.requests.iter().map(|request| request.filter);
-        check_filters(filters)?;
-        let mut problem = None;
-        let reasons = subscribe
-            .requests
-            .iter()
-            .enumerate()
-            .map(|(at, request)| {
-                // Those that a session cannot have anyway are not worth the time of all others.
-                let granted_or_refused = if at < broker.config().max_subscriptions {
-                    turn.add_steps(STEPS_PER_FILTER);
-                    self.subscribe(broker, request, identifier.unwrap_or(0), turn)
-                } else {
-                    Err((ReasonCode::QuotaExceeded, "too many subscriptions"))
-                };
-                granted_or_refused.unwrap_or_else(|(reason, what)| {
-                    problem.get_or_insert(what);
-                    // 3.1 has no code for a refusal: the answer is positive, and nothing is
-                    // ever sent.
-                    if self.version == Version::V31 { granted(request.qos) } else { reason }
-                })
-            })
-            .collect::<Vec<_>>(); // [MQTT-3.9.3-1]: one code for each, in order
-        let packet_id = subscribe.packet_id;
+        let Listed { packet_id, subscribes, reasons, problem, .. } = listed;
+        if !subscribes {
+            return self.answer(None, turn, |properties| {
+                Packet::UnsubAck(UnsubAck { packet_id, properties, reasons: reasons.clone() })
+            });
+        }
         self.answer(problem, turn, |properties| {
             Packet::SubAck(SubAck { packet_id, properties, reasons: reasons.clone() })
         })?;
-        // SUBACK first, then the retained messages.
+        // SUBACK first, then the retained messages, but for those that filters were owed which an
+        // earlier turn has obeyed: they may come before it.
         if turn.gate > 0
             && let Some(link) = self.own_session()?.link_of(self.epoch)
         {
@@ -118,29 +253,6 @@ impl Open {
         }
     }
 
-    pub(crate) fn on_unsubscribe(
-        &self,
-        broker: &Broker,
-        unsubscribe: &Unsubscribe<'_>,
-        turn: &mut Turn,
-    ) -> Result<(), Cause> {
-        check_filters(unsubscribe.filters.iter().copied())?;
-        let mut reasons = Vec::with_capacity(unsubscribe.filters.len()); // [MQTT-3.11.3-1]
-        for text in &unsubscribe.filters {
-            turn.add_steps(STEPS_PER_FILTER);
-            let state = self.own_session()?;
-            reasons.push(if broker.leave(state, text, turn) {
-                ReasonCode::Success
-            } else {
-                ReasonCode::NoSubscriptionExisted
-            });
-        }
-        let packet_id = unsubscribe.packet_id;
-        self.answer(None, turn, |properties| {
-            Packet::UnsubAck(UnsubAck { packet_id, properties, reasons: reasons.clone() })
-        })
-    }
-
     /// Writes SUBACK or UNSUBACK, with a reason string if the client wants one and it fits
     /// `[MQTT-3.9.2-1]`, `[MQTT-3.11.2-1]`.
     fn answer<'t>(
@@ -168,16 +280,6 @@ impl Open {
             ReasonCode::PacketTooLarge,
             "the acknowledgement is larger than the client takes",
         ))
-    }
-}
-
-/// An ill-formed filter is a malformed packet `[MQTT-4.7.1-2]`, `[MQTT-4.7.1-3]`, not one that is
-/// answered with a code of its own.
-fn check_filters<'f>(mut filters: impl Iterator<Item = &'f str>) -> Result<(), Cause> {
-    if filters.all(|text| SharedFilter::new(text).is_ok()) {
-        Ok(())
-    } else {
-        Err(Cause::violation(ReasonCode::MalformedPacket, "a topic filter is not well formed"))
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
+use super::crowd::KINDS;
 use super::journal::RecordId;
 use super::memory;
 use super::message::PublishRef;
@@ -39,6 +40,8 @@ pub struct Subscription {
     is_owed: AtomicBool,
     /// The number of its record; 0: it has none.
     record: AtomicU64,
+    /// Where it lies in each [`Crowd`](super::crowd::Crowd), and guarded by what guards that.
+    places: [AtomicUsize; KINDS],
 }
 
 /// What has become of a subscription since it was routed through.
@@ -77,6 +80,7 @@ impl Subscription {
             status: AtomicU8::new(Status::Live as u8),
             is_owed: AtomicBool::new(false),
             record: AtomicU64::new(0),
+            places: [const { AtomicUsize::new(0) }; KINDS],
         }
     }
 
@@ -117,6 +121,15 @@ impl Subscription {
     /// To be called with the session's lock.
     pub(crate) fn set_record(&self, record: RecordId) {
         self.record.store(record.get(), Ordering::Relaxed);
+    }
+
+    /// Its place in the crowd of this kind that it is in, if it is in one.
+    pub(crate) fn place(&self, kind: usize) -> usize {
+        self.places[kind].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_place(&self, kind: usize, at: usize) {
+        self.places[kind].store(at, Ordering::Relaxed);
     }
 
     /// How a message that came to it through `group` is delivered.

@@ -99,7 +99,7 @@ impl Broker {
             ("store/messages/bytes", self.topics().retained_bytes() as u64),
             ("retained messages/count", retained as u64),
             ("memory/kept/bytes", memory::kept()),
-            ("subscriptions/count", self.topics().subscription_count() as u64),
+            ("subscriptions/count", self.subscription_count() as u64),
             ("shared_subscriptions/count", self.share_group_count() as u64),
             ("publish/messages/received", stats.publish_received),
             ("publish/messages/sent", stats.publish_sent),

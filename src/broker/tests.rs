@@ -1,6 +1,8 @@
 //! The broker as its connections see it, and the moments between two of its steps that no socket
 //! can be made to hit.
 
+mod pieces;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -105,6 +107,23 @@ impl Peer {
         turn.finish(&self.broker);
     }
 
+    /// Shows the broker these bytes for one turn, and drops what it takes.
+    fn show(&mut self, bytes: &mut Vec<u8>) -> Result<Progress, Goodbye> {
+        let mut turn = Turn::default();
+        turn.begin(1);
+        let shown = self.link.on_bytes(bytes, &mut turn);
+        turn.finish(&self.broker);
+        if let Ok(progress) = &shown {
+            bytes.drain(..progress.consumed);
+        }
+        shown
+    }
+
+    /// All bytes that arrived since the last call.
+    fn take_bytes(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.socket.bytes.lock().expect("not poisoned"))
+    }
+
     pub(super) fn subscribe(&mut self, filter: &str, qos: QoS) {
         self.send(&Packet::Subscribe(Subscribe {
             packet_id: PacketId::FIRST,
@@ -129,7 +148,7 @@ impl Peer {
 
     /// What arrived since the last call: PUBLISH as "identifier dup payload", anything else not.
     fn take(&self) -> Vec<String> {
-        let bytes = std::mem::take(&mut *self.socket.bytes.lock().expect("not poisoned"));
+        let bytes = self.take_bytes();
         let (mut rest, mut found) = (&bytes[..], Vec::new());
         while let Some(frame) = Frame::parse(rest, u32::MAX).expect("well formed") {
             rest = &rest[frame.len..];

@@ -16,6 +16,7 @@ mod reason;
 mod subscribe;
 
 pub(super) use reader::Reader;
+pub(crate) use subscribe::{Filters, FiltersHead};
 
 use super::{Packet, PacketType, ReasonCode, Version};
 
@@ -102,6 +103,11 @@ impl<'a> Frame<'a> {
     /// The packet's type; `None` for the reserved type 0.
     pub const fn packet_type(&self) -> Option<PacketType> {
         PacketType::from_u8(self.first >> 4)
+    }
+
+    #[inline]
+    pub(crate) const fn is(&self, packet_type: PacketType) -> bool {
+        self.first >> 4 == packet_type as u8
     }
 
     /// Decodes it. `version` is that of the connection (ignored for CONNECT, which names its own).

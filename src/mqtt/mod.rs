@@ -21,6 +21,7 @@ mod types;
 mod tests;
 
 pub use decode::{DecodeError, Frame, Role, connect_version};
+pub(crate) use decode::{Filters, FiltersHead};
 pub use encode::{
     EncodeError, encode_ack, put_remaining_length, put_string, remaining_length_size,
 };

@@ -499,13 +499,16 @@ fn pacemaker(stopping: watch::Receiver<bool>) -> Arc<Notify> {
 async fn tick(broker: Arc<Broker>, clock: Clock, mut stopping: watch::Receiver<bool>) {
     let pace = pacemaker(stopping.clone());
     let mut turn = Turn::default();
+    let mut more = false;
     loop {
-        tokio::select! {
-            () = pace.notified() => {}
+        let is_tick = tokio::select! {
+            () = pace.notified() => true,
+            // Others have their turns in between.
+            () = tokio::task::yield_now(), if more => false,
             _ = stopping.wait_for(|stopping| *stopping) => return,
-        }
+        };
         turn.begin(clock.now());
-        broker.tick(&mut turn);
+        more = if is_tick { broker.tick(&mut turn) } else { broker.go_on(&mut turn) };
         turn.finish(&broker);
     }
 }

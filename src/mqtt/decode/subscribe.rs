@@ -1,26 +1,99 @@
 //! SUBSCRIBE, UNSUBSCRIBE and their acknowledgements.
 
-use super::{DecodeError, Reader, Role, reason};
+use super::{DecodeError, Frame, Reader, Role, check_flags, reason};
 use crate::mqtt::properties::Place;
 use crate::mqtt::{
-    PacketType, Properties, QoS, ReasonCode, RetainHandling, SubAck, Subscribe,
+    PacketId, PacketType, Properties, QoS, ReasonCode, RetainHandling, SubAck, Subscribe,
     SubscriptionRequest, UnsubAck, Unsubscribe, Version,
 };
 
-pub(super) fn subscribe(
+/// What comes before the topic filters of a SUBSCRIBE or UNSUBSCRIBE.
+pub(crate) struct FiltersHead<'a> {
+    pub(crate) packet_id: PacketId,
+    pub(crate) properties: Properties<'a>,
+}
+
+/// The topic filters of a SUBSCRIBE or UNSUBSCRIBE, decoded one at a time: there can be millions.
+pub(crate) struct Filters<'a> {
+    reader: Reader<'a>,
+    packet_type: PacketType,
+    version: Version,
+}
+
+impl<'a> Filters<'a> {
+    /// `frame` is one of the two.
+    pub(crate) fn open(
+        frame: &Frame<'a>,
+        version: Version,
+    ) -> Result<(FiltersHead<'a>, Self), DecodeError> {
+        let packet_type = listing(frame);
+        check_flags(packet_type, frame.first & 0x0F, version)?;
+        open(Reader::new(frame.body), packet_type, version)
+    }
+
+    /// The last `left` bytes of the same packet.
+    pub(crate) fn reopen(frame: &Frame<'a>, version: Version, left: usize) -> Self {
+        let rest = &frame.body[frame.body.len().saturating_sub(left)..];
+        Self { reader: Reader::new(rest), packet_type: listing(frame), version }
+    }
+
+    /// Bytes that were not decoded yet.
+    pub(crate) fn left(&self) -> usize {
+        self.reader.rest().len()
+    }
+
+    /// The next one. Those of an UNSUBSCRIBE have no options.
+    pub(crate) fn next(&mut self) -> Result<Option<SubscriptionRequest<'a>>, DecodeError> {
+        if self.reader.is_empty() {
+            return Ok(None);
+        }
+        if self.packet_type == PacketType::Subscribe {
+            return request(&mut self.reader, self.version).map(Some);
+        }
+        Ok(Some(SubscriptionRequest {
+            filter: self.reader.string()?, // [MQTT-3.10.3-1]
+            qos: QoS::AtMostOnce,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: RetainHandling::DoNotSend,
+        }))
+    }
+}
+
+/// Which of the two the frame is.
+fn listing(frame: &Frame<'_>) -> PacketType {
+    if frame.is(PacketType::Subscribe) { PacketType::Subscribe } else { PacketType::Unsubscribe }
+}
+
+fn open(
     mut reader: Reader<'_>,
+    packet_type: PacketType,
+    version: Version,
+) -> Result<(FiltersHead<'_>, Filters<'_>), DecodeError> {
+    let (place, empty) = match packet_type {
+        // [MQTT-3.8.3-2]
+        PacketType::Subscribe => (Place::SUBSCRIBE, "a SUBSCRIBE has no topic filter"),
+        // [MQTT-3.10.3-2]
+        _ => (Place::UNSUBSCRIBE, "an UNSUBSCRIBE has no topic filter"),
+    };
+    let packet_id = reader.packet_id()?;
+    let properties = properties(&mut reader, version, place)?;
+    if reader.is_empty() {
+        return Err(DecodeError::protocol(empty));
+    }
+    Ok((FiltersHead { packet_id, properties }, Filters { reader, packet_type, version }))
+}
+
+pub(super) fn subscribe(
+    reader: Reader<'_>,
     version: Version,
 ) -> Result<Subscribe<'_>, DecodeError> {
-    let packet_id = reader.packet_id()?;
-    let properties = properties(&mut reader, version, Place::SUBSCRIBE)?;
-    if reader.is_empty() {
-        return Err(DecodeError::protocol("a SUBSCRIBE has no topic filter")); // [MQTT-3.8.3-2]
-    }
+    let (head, mut filters) = open(reader, PacketType::Subscribe, version)?;
     let mut requests = Vec::new();
-    while !reader.is_empty() {
-        requests.push(request(&mut reader, version)?);
+    while let Some(request) = filters.next()? {
+        requests.push(request);
     }
-    Ok(Subscribe { packet_id, properties, requests })
+    Ok(Subscribe { packet_id: head.packet_id, properties: head.properties, requests })
 }
 
 fn request<'a>(
@@ -60,20 +133,15 @@ fn retain_handling(value: u8) -> Result<RetainHandling, DecodeError> {
 }
 
 pub(super) fn unsubscribe(
-    mut reader: Reader<'_>,
+    reader: Reader<'_>,
     version: Version,
 ) -> Result<Unsubscribe<'_>, DecodeError> {
-    let packet_id = reader.packet_id()?;
-    let properties = properties(&mut reader, version, Place::UNSUBSCRIBE)?;
-    if reader.is_empty() {
-        // [MQTT-3.10.3-2]
-        return Err(DecodeError::protocol("an UNSUBSCRIBE has no topic filter"));
-    }
+    let (head, mut requests) = open(reader, PacketType::Unsubscribe, version)?;
     let mut filters = Vec::new();
-    while !reader.is_empty() {
-        filters.push(reader.string()?); // [MQTT-3.10.3-1]
+    while let Some(request) = requests.next()? {
+        filters.push(request.filter);
     }
-    Ok(Unsubscribe { packet_id, properties, filters })
+    Ok(Unsubscribe { packet_id: head.packet_id, properties: head.properties, filters })
 }
 
 pub(super) fn suback(mut reader: Reader<'_>, version: Version) -> Result<SubAck<'_>, DecodeError> {
