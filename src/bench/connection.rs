@@ -335,6 +335,13 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
+    /// Whether more is due by the clock, and nothing keeps it from being written.
+    pub(super) fn is_behind(&self, shared: &Shared<'_>, now: u64) -> bool {
+        shared.schedule != Schedule::Unthrottled
+            && self.unsent.is_empty()
+            && self.publishing.as_ref().is_some_and(|part| part.allowed(shared, now) > 0)
+    }
+
     /// DISCONNECT, if the socket takes it at once: the broker will do without.
     pub(super) fn take_leave(&mut self) {
         if self.unsent.is_empty() {

@@ -35,6 +35,8 @@ const LONGEST_TURN: u64 = 1_000_000;
 /// After so many turns the subscribers are looked at: publishers that have fallen behind must not
 /// make slow subscribers of their neighbours.
 const TURNS_AT_ONCE: usize = 8;
+/// Batches that a publisher with a rate writes in its turn, if so much is due.
+const WRITES_AT_ONCE: usize = 4;
 /// Reads of one connection before the others get their turn.
 const READS_AT_ONCE: usize = 8;
 
@@ -250,10 +252,17 @@ impl<'a> Worker<'a> {
 
     fn publish(&mut self, at: usize, now: u64) {
         let slot = &mut self.connections[at];
-        if slot.open {
-            let outcome = slot.connection.write(&mut self.shared, now);
-            self.settle(at, outcome, now);
+        if !slot.open {
+            return;
         }
+        let mut outcome = slot.connection.write(&mut self.shared, now);
+        for _ in 1..WRITES_AT_ONCE {
+            if outcome.is_err() || !slot.connection.is_behind(&self.shared, now) {
+                break;
+            }
+            outcome = slot.connection.write(&mut self.shared, now);
+        }
+        self.settle(at, outcome, now);
     }
 
     fn on_event(&mut self, at: usize, flags: epoll::EventFlags) {
