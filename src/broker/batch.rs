@@ -125,6 +125,9 @@ impl Open {
     ) -> Result<Option<usize>, Cause> {
         let config = broker.config();
         let Some((topic, head)) = self.topic_of(first) else { return Ok(None) };
+        if Piece::of(first, head.len(), first.len, self.version.is_v5()).is_none() {
+            return Ok(None); // before its route is looked up, which is done again where it goes
+        }
         let cached = self.route(broker, topic, turn);
         let route = &cached.route;
         // A member of a group is picked for each message by itself.

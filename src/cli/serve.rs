@@ -3,7 +3,6 @@
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,7 +15,7 @@ use super::logging::{LogFormat, LogLevel};
 use super::size::parse_size;
 use crate::broker::{Config, QueuePolicy, Restored};
 use crate::mqtt::QoS;
-use crate::server::{Builder, Rests, Server, ServerError};
+use crate::server::{self, Builder, Server, ServerError};
 use crate::store::{self, Durability};
 
 /// An address could not be listened on.
@@ -287,10 +286,7 @@ fn runtime(threads: Option<usize>, rest: Duration) -> io::Result<Runtime> {
     }
     // A worker asks for new events after so many turns; tokio's 61 long ones would take half a second.
     runtime.event_interval(TURNS_PER_POLL);
-    let rests = Arc::new(Rests::new(rest));
-    let after = Arc::clone(&rests);
-    runtime.on_thread_park(move || rests.before_park());
-    runtime.on_thread_unpark(move || after.after_park());
+    server::rest(&mut runtime, rest);
     runtime.enable_all().build()
 }
 

@@ -40,7 +40,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub use embedded::Subscriber;
-pub use rest::Rests;
+pub use rest::rest;
 
 use crate::broker::{
     Authenticator, Authorizer, Broker, Config, Journal, Millis, Providers, Recovered, Restored,

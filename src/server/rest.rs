@@ -13,10 +13,11 @@
 //! from such clients nobody rests. And a message that comes while nobody rests, be it the first
 //! after hours, leaves in the turn that reads it.
 //!
-//! Here is when; the runtime that is told so is built by whoever serves ([`Rests::before_park`]).
+//! Here is when; the runtime that is told so is built by whoever serves ([`rest`]).
 //! The counts are those of the process, like its worker threads.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -44,22 +45,29 @@ pub(super) fn note_read(was_quiet: bool) {
     READS.set((quiet + u64::from(was_quiet), others + u64::from(!was_quiet)));
 }
 
-/// The worker threads of a runtime that rest together.
+/// Has the worker threads of a runtime rest for so long, zero: never, when nearly all that comes is
+/// from quiet clients.
 ///
 /// ```
-/// use std::sync::Arc;
 /// use std::time::Duration;
-/// use surgemq::server::Rests;
 ///
-/// let rests = Arc::new(Rests::new(Duration::from_micros(500)));
 /// let mut runtime = tokio::runtime::Builder::new_multi_thread();
-/// let (park, unpark) = (Arc::clone(&rests), rests);
-/// runtime.on_thread_park(move || park.before_park());
-/// runtime.on_thread_unpark(move || unpark.after_park());
+/// surgemq::server::rest(&mut runtime, Duration::from_micros(500));
 /// # runtime.build().expect("a runtime");
 /// ```
+pub fn rest(runtime: &mut tokio::runtime::Builder, rest: Duration) {
+    if rest.is_zero() {
+        return;
+    }
+    let before = Arc::new(Rests::new(rest));
+    let after = Arc::clone(&before);
+    runtime.on_thread_park(move || before.before_park());
+    runtime.on_thread_unpark(move || after.after_park());
+}
+
+/// The worker threads that rest together.
 #[derive(Debug)]
-pub struct Rests {
+struct Rests {
     rest: Duration,
     began: Instant,
     window: Window,
@@ -110,8 +118,8 @@ enum Rest {
 }
 
 impl Rests {
-    /// Rests of this length; zero: none.
-    pub fn new(rest: Duration) -> Self {
+    /// Rests of this length.
+    fn new(rest: Duration) -> Self {
         Self {
             rest,
             began: Instant::now(),
@@ -122,11 +130,8 @@ impl Rests {
         }
     }
 
-    /// To be called by each worker thread that has nothing to do, before it waits for events.
-    pub fn before_park(&self) {
-        if self.rest.is_zero() {
-            return;
-        }
+    /// A worker thread has nothing to do, and is about to wait for events.
+    fn before_park(&self) {
         let now = Instant::now();
         let worked = WOKE.take().map(|woke| now.saturating_duration_since(woke));
         let elapsed = now.saturating_duration_since(self.began).as_micros() as u64;
@@ -146,8 +151,8 @@ impl Rests {
         }
     }
 
-    /// To be called by each worker thread that has waited for events.
-    pub fn after_park(&self) {
+    /// It has waited for events.
+    fn after_park(&self) {
         if self.is_calm.load(Ordering::Relaxed) {
             WOKE.set(Some(Instant::now()));
         }
