@@ -2,6 +2,7 @@
 //! connection gets.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 
 use super::link::{Cause, Link, Open};
@@ -25,6 +26,7 @@ pub(crate) struct Asking {
 
 /// What is left of a CONNECT that was found good.
 pub(crate) struct Admission {
+    pub(crate) peer: Option<SocketAddr>,
     pub(crate) version: Version,
     pub(crate) clean_start: bool,
     pub(crate) keep_alive_secs: u16,
@@ -122,9 +124,10 @@ impl Link {
             client_id: client_id.clone(),
             username: connect.username.map(str::to_owned),
             password: connect.password.map(<[u8]>::to_vec),
-            peer: self.peer,
+            peer: self.peer(),
         };
         let admission = Admission {
+            peer: self.peer(),
             version,
             clean_start: connect.clean_start,
             keep_alive_secs,
@@ -213,7 +216,7 @@ impl Link {
         tracing::debug!(
             client = %admission.client_id,
             version = %admission.version,
-            peer = ?self.peer,
+            peer = ?admission.peer,
             "connected"
         );
         self.open(Open {

@@ -277,8 +277,8 @@ impl Broker {
     /// enough serves, so a client that comes and goes leaves no trail of them.
     pub(crate) fn arm(&self, session: &Arc<Session>, state: &mut State) {
         let Some(at) = state.will_due.into_iter().chain(state.ends_at).min() else { return };
-        if state.armed_for.is_none_or(|armed| armed > at) {
-            state.armed_for = Some(at);
+        if state.armed_for > at {
+            state.armed_for = at;
             self.timers.push(at, session);
         }
     }
@@ -312,7 +312,7 @@ impl Broker {
             let Some(session) = session.upgrade() else { continue };
             turn.add_steps(STEPS_PER_TIMER);
             let mut state = session.lock();
-            state.armed_for = None;
+            state.armed_for = Millis::MAX;
             if state.link.is_some() || state.ended {
                 continue;
             }
@@ -356,7 +356,7 @@ impl Broker {
             state.ended = true;
             session.set_flow(Flow::Offline);
             state.replays.clear();
-            let subscriptions: Vec<_> = state.subscriptions.drain().collect();
+            let subscriptions = state.subscriptions.take();
             for subscription in &subscriptions {
                 subscription.set_status(Status::Removed);
             }

@@ -32,7 +32,6 @@ use crate::session::{InboundAliases, OutboundError};
 pub struct Link {
     pub(crate) broker: Arc<Broker>,
     pub(crate) outlet: SharedOutlet,
-    pub(crate) peer: Option<SocketAddr>,
     /// Its slot in the broker's list of connections.
     slot: usize,
     /// Over the limit of connections: CONNECT is answered with "server busy".
@@ -49,7 +48,8 @@ pub struct Link {
 }
 
 enum Phase {
-    Fresh,
+    /// No CONNECT yet, from this address.
+    Fresh(Option<Box<SocketAddr>>),
     Asking(Box<Asking>),
     Open(Box<Open>),
     Closed,
@@ -132,11 +132,10 @@ impl Broker {
         Link {
             broker: Arc::clone(self),
             outlet,
-            peer,
             slot,
             over_limit: sockets > self.config().max_connections as u64,
             trusted: false,
-            phase: Phase::Fresh,
+            phase: Phase::Fresh(peer.map(Box::new)),
             held_by: Vec::new(),
             burdens_disk: false,
             answers_wait: false,
@@ -166,7 +165,7 @@ impl Link {
         let mut at = 0;
         let began = match &self.phase {
             Phase::Open(open) => open.begin_turn(turn),
-            Phase::Fresh | Phase::Asking(_) | Phase::Closed => Ok(()),
+            Phase::Fresh(_) | Phase::Asking(_) | Phase::Closed => Ok(()),
         };
         let handled = began.and_then(|()| self.handle(bytes, &mut at, turn));
         if let Phase::Open(open) = &self.phase {
@@ -186,7 +185,7 @@ impl Link {
     fn handle(&mut self, bytes: &[u8], at: &mut usize, turn: &mut Turn) -> Result<bool, Cause> {
         loop {
             match &mut self.phase {
-                Phase::Fresh => {
+                Phase::Fresh(_) => {
                     let max = self.broker.config().max_connect_size;
                     let Some(frame) = Frame::parse(&bytes[*at..], max)? else { return Ok(false) };
                     *at += frame.len;
@@ -236,6 +235,14 @@ impl Link {
         }
     }
 
+    /// Where the connection comes from, as long as CONNECT was not accepted: later nobody asks.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        match &self.phase {
+            Phase::Fresh(peer) => peer.as_deref().copied(),
+            _ => None,
+        }
+    }
+
     pub(crate) fn ask(&mut self, asking: Asking) {
         self.phase = Phase::Asking(Box::new(asking));
     }
@@ -259,7 +266,7 @@ impl Link {
         let Poll::Ready(answer) = asking.answer.as_mut().poll(context) else {
             return Poll::Pending;
         };
-        let Phase::Asking(asking) = std::mem::replace(&mut self.phase, Phase::Fresh) else {
+        let Phase::Asking(asking) = std::mem::replace(&mut self.phase, Phase::Fresh(None)) else {
             return Poll::Ready(Ok(()));
         };
         let admitted = self.on_answer(asking.connect, answer, turn);
@@ -383,7 +390,7 @@ impl Link {
                     self.broker.detach(&open.session, open.epoch, &last, cause.publish_will, turn);
             }
             // What answers a bad CONNECT was written by whoever found it bad.
-            Phase::Fresh | Phase::Asking(_) | Phase::Closed => {
+            Phase::Fresh(_) | Phase::Asking(_) | Phase::Closed => {
                 goodbye.bytes.append(&mut turn.answers);
             }
         }

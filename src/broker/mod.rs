@@ -52,6 +52,7 @@ mod state;
 mod stats;
 mod subscribe;
 mod subscription;
+mod subscriptions;
 mod sys;
 #[cfg(test)]
 mod tests;

@@ -348,11 +348,8 @@ impl Broker {
             group,
         ));
         subscription.set_record(id);
-        session.lock().subscriptions.insert_unique(
-            self.hash(was.text),
-            Arc::clone(&subscription),
-            |other| self.hash(other.text()),
-        );
+        let hash = |text: &str| self.hash(text);
+        session.lock().subscriptions.insert(Arc::clone(&subscription), hash);
         if let Some(group) = &subscription.group {
             group.add(&subscription);
         }

@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashTable;
-
 use super::Millis;
 use super::config::{Config, QueuePolicy};
 use super::durable::{self, Durable, Standing};
@@ -20,7 +18,7 @@ use super::records::Step;
 use super::replays::Replays;
 use super::session::{Delivered, Terms};
 use super::stats::{DropReason, Tally};
-use super::subscription::Subscription;
+use super::subscriptions::Subscriptions;
 use super::will::Will;
 use crate::mqtt::{PacketId, PacketType, QoS, encode_ack};
 use crate::session::{Assigned, Inbound, Outbound, OutboundError, PubRecOutcome, Received, Resend};
@@ -44,7 +42,7 @@ pub(crate) struct State {
     pub(crate) outbound: Outbound<Option<Kept>>,
     pub(crate) queue: Queue,
     pub(crate) inbound: Inbound,
-    pub(crate) subscriptions: HashTable<Arc<Subscription>>,
+    pub(crate) subscriptions: Subscriptions,
     pub(crate) replays: Replays,
     /// A thread is at work on `replays`.
     pub(crate) replaying: bool,
@@ -55,8 +53,8 @@ pub(crate) struct State {
     pub(crate) ends_at: Option<Millis>,
     /// When the will is due, while nobody is connected.
     pub(crate) will_due: Option<Millis>,
-    /// The earliest timer that will look at this session.
-    pub(crate) armed_for: Option<Millis>,
+    /// The earliest timer that will look at this session; `Millis::MAX`: none will.
+    pub(crate) armed_for: Millis,
     /// What of the session is on disk. `None`: nothing, it ends with this process.
     pub(crate) durable: Option<Box<Durable>>,
     /// The next message to be sent lies on disk, and there is room to send it.
@@ -75,14 +73,14 @@ impl State {
             outbound: Outbound::new(0),
             queue: Queue::default(),
             inbound: Inbound::default(),
-            subscriptions: HashTable::new(),
+            subscriptions: Subscriptions::default(),
             replays: Replays::default(),
             replaying: false,
             expiry_secs: 0,
             will: None,
             ends_at: None,
             will_due: None,
-            armed_for: None,
+            armed_for: Millis::MAX,
             durable: None,
             wants_load: false,
             loading: false,

@@ -301,7 +301,7 @@ impl Broker {
         subscription: &Arc<Subscription>,
         turn: &mut Turn,
     ) -> Result<bool, Refusal> {
-        let hash = self.hash(subscription.text());
+        let hash = |text: &str| self.hash(text);
         let mut state = session.lock();
         if state.epoch != epoch || state.ended {
             drop(state);
@@ -317,7 +317,7 @@ impl Broker {
             return Err((ReasonCode::QuotaExceeded, "there is no room on the broker's disk"));
         }
         let count = state.subscriptions.len();
-        let known = state.subscriptions.find_mut(hash, |s| s.text() == subscription.text());
+        let known = state.subscriptions.find_mut(subscription.text(), hash);
         let replaced = match known {
             Some(known) => {
                 let old = std::mem::replace(known, Arc::clone(subscription));
@@ -337,9 +337,7 @@ impl Broker {
                 return Err((ReasonCode::QuotaExceeded, "too many subscriptions"));
             }
             None => {
-                state
-                    .subscriptions
-                    .insert_unique(hash, Arc::clone(subscription), |s| self.hash(s.text()));
+                state.subscriptions.insert(Arc::clone(subscription), hash);
                 None
             }
         };
@@ -369,11 +367,8 @@ impl Broker {
 
     /// Ends the subscription with this text; false when there was none.
     fn leave(&self, mut state: MutexGuard<'_, State>, text: &str, turn: &mut Turn) -> bool {
-        let Ok(entry) = state.subscriptions.find_entry(self.hash(text), |s| s.text() == text)
-        else {
-            return false;
-        };
-        let (removed, _) = entry.remove();
+        let removed = state.subscriptions.remove(text, |text| self.hash(text));
+        let Some(removed) = removed else { return false };
         if let (Some(durable), Some(record)) = (&state.durable, removed.record()) {
             turn.wait_for_disk(durable.unsubscribe(record).unwrap_or(0));
         }

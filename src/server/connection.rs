@@ -50,7 +50,6 @@ struct Serving {
     socket: OwnedReadHalf,
     port: Arc<Port>,
     link: Link,
-    broker: Arc<Broker>,
     clock: Clock,
     /// The beginning of a packet, or whole packets while reading is held back.
     partial: Vec<u8>,
@@ -79,7 +78,6 @@ impl Connection {
             socket,
             port,
             link: broker.connection(outlet, peer),
-            broker: Arc::clone(broker),
             clock,
             partial: Vec::new(),
             unfinished: false,
@@ -118,7 +116,7 @@ impl Serving {
         SCRATCH.with(|scratch| {
             let scratch = &mut *scratch.borrow_mut();
             let polled = self.poll_with(context, scratch);
-            scratch.turn.finish(&self.broker);
+            scratch.turn.finish(&self.link.broker);
             polled
         })
     }
@@ -151,7 +149,7 @@ impl Serving {
             }
             if !scratch.turn.is_worth_going_on() {
                 let had_enough = scratch.turn.is_large();
-                scratch.turn.finish(&self.broker);
+                scratch.turn.finish(&self.link.broker);
                 if had_enough {
                     break; // a thousand who send all they can must not keep one waiting for long
                 }
@@ -171,7 +169,7 @@ impl Serving {
         let large = Some(self.partial.capacity()).filter(|bytes| *bytes > LARGE_PACKET);
         let (before, now) = (self.counted.get(), large.unwrap_or(0));
         self.counted.set(now);
-        now > before && memory::is_scarce(self.broker.config().max_memory)
+        now > before && memory::is_scarce(self.link.broker.config().max_memory)
     }
 
     fn is_held(&mut self) -> bool {
@@ -196,8 +194,8 @@ impl Serving {
         }
         self.port.has_room();
         if let Some(session) = self.link.session() {
-            session.drain(&self.broker, self.clock.now());
-            turn.finish(&self.broker);
+            session.drain(&self.link.broker, self.clock.now());
+            turn.finish(&self.link.broker);
         }
     }
 

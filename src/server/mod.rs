@@ -94,8 +94,8 @@ pub enum ServerError {
 /// going on steadily from there whatever becomes of the system's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
-    began: Instant,
-    began_at: Millis,
+    /// What to add to the milliseconds of the machine's steady clock.
+    ahead: Millis,
 }
 
 impl Clock {
@@ -103,12 +103,17 @@ impl Clock {
     /// earlier process: a machine may come up with its clock at zero.
     fn start(earliest: Millis) -> Self {
         let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let began_at = (system.as_millis() as Millis).max(earliest);
-        Self { began: Instant::now(), began_at }
+        let now = (system.as_millis() as Millis).max(earliest);
+        Self { ahead: now.wrapping_sub(Self::steady()) }
     }
 
     pub(crate) fn now(self) -> Millis {
-        self.began_at + self.began.elapsed().as_millis() as Millis
+        Self::steady().wrapping_add(self.ahead)
+    }
+
+    fn steady() -> Millis {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        time.tv_sec as Millis * 1000 + time.tv_nsec as Millis / 1_000_000
     }
 }
 
