@@ -220,14 +220,16 @@ impl Link {
                     }
                     let is_list =
                         frame.is(PacketType::Subscribe) || frame.is(PacketType::Unsubscribe);
-                    if is_list && !open.on_filters(broker, &frame, turn)? {
+                    let listed = is_list.then(|| open.on_filters(broker, &frame, turn));
+                    if let Some(Ok(false)) = listed {
                         self.outlet.pulse().beat(turn.now); // it is not silent, we are slow
                         return Ok(true);
                     }
                     *at += frame.len;
-                    turn.tally.packets_received += 1;
+                    turn.tally.packets_received += 1; // what is malformed has come too
                     turn.add_steps(1);
-                    if is_list {
+                    if let Some(done) = listed {
+                        done?;
                         continue;
                     }
                     open.on_packet(broker, frame.decode(open.version, Role::Client)?, turn)?;

@@ -281,6 +281,20 @@ fn a_peer_that_does_not_read_is_not_read_either() {
     assert!(!peer.link.is_held());
 }
 
+/// SUBSCRIBE and UNSUBSCRIBE were counted when they were obeyed, so not at all when that failed.
+#[test]
+fn a_malformed_packet_counts_as_received_whatever_its_type() {
+    let subscribe: &[u8] = &[0x82, 6, 0, 1, 0, 1, b'+', 3]; // QoS 3
+    let unsubscribe: &[u8] = &[0xA2, 5, 0, 1, 0, 2, b'#']; // a byte is missing
+    let publish: &[u8] = &[0x32, 3, 0, 1, b't']; // no identifier
+    for malformed in [subscribe, unsubscribe, publish] {
+        let broker = broker();
+        let mut peer = Peer::connect(&broker, "c", true);
+        peer.show(&mut malformed.to_vec()).expect_err("it is malformed");
+        assert_eq!(broker.stats().snapshot().packets_received, 2, "{malformed:?}");
+    }
+}
+
 /// A PUBLISH at QoS 0 as a 3.1.1 client sends it.
 fn frame(payload: &str) -> Vec<u8> {
     let how = message::Framing {
