@@ -10,13 +10,14 @@
 //! outbox is full sooner, and when it is used up a full one takes no more.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::Millis;
 use super::config::Config;
 use super::journal::Position;
 use super::memory;
 use super::message::{Framing, PublishRef};
-use super::outlet::SharedOutlet;
+use super::outlet::{Order, SharedOutlet};
 use super::pause::PauseDebt;
 use super::stats::DropReason;
 use crate::mqtt::{PacketId, Version};
@@ -164,6 +165,19 @@ impl LinkState {
 
     pub(crate) fn is_slow(&self) -> bool {
         self.slow
+    }
+
+    /// Whether this publisher has to wait for it.
+    pub(crate) fn holds(&self, publisher: &SharedOutlet, config: &Config) -> bool {
+        let pulse = self.outlet.pulse();
+        if self.slow || self.full_since.is_none() || pulse.standing_order() != Order::None {
+            return false;
+        }
+        // A queue drains by the acknowledgements that the receiver sends. If it is itself held
+        // back, or is the publisher, they would never be read: then only its outbox counts.
+        let is_publisher = std::ptr::addr_eq(Arc::as_ptr(&self.outlet), Arc::as_ptr(publisher));
+        let only_outbox = is_publisher || pulse.is_paused();
+        !(only_outbox && has_room(self.waiting(), config))
     }
 
     /// Why a message at QoS 0 is not even appended, if it is not.

@@ -388,28 +388,12 @@ impl Session {
     }
 
     /// Registers a publisher to be woken when there is room. False: there is room, or nobody
-    /// waits for this session any more. `harmed`: how many receivers the publisher has, if others
-    /// of them have nothing to do.
-    pub(crate) fn hold_back(
-        &self,
-        publisher: &SharedOutlet,
-        harmed: Option<usize>,
-        config: &Config,
-    ) -> bool {
+    /// waits for this session any more.
+    pub(crate) fn hold_back(&self, publisher: &SharedOutlet, config: &Config) -> bool {
         let mut state = self.lock();
-        let Some(link) = &mut state.link else { return false };
-        if link.slow
-            || link.full_since.is_none()
-            || link.outlet.pulse().standing_order() != Order::None
-        {
+        let Some(link) = state.link.as_mut().filter(|link| link.holds(publisher, config)) else {
             return false;
-        }
-        // A queue drains by the acknowledgements that the receiver sends. If it is itself held
-        // back, or is the publisher, they would never be read: then only its outbox counts.
-        let itself = std::ptr::addr_eq(Arc::as_ptr(&link.outlet), Arc::as_ptr(publisher));
-        if (itself || link.outlet.pulse().is_paused()) && has_room(link.waiting(), config) {
-            return false;
-        }
+        };
         if !link
             .waiters
             .iter()
@@ -417,10 +401,16 @@ impl Session {
         {
             link.waiters.push(Arc::clone(publisher));
         }
-        if let Some(receivers) = harmed {
+        true
+    }
+
+    /// A publisher waits, for this session among others, and has so many receivers, of which some
+    /// have nothing to do.
+    pub(crate) fn blame(&self, publisher: &SharedOutlet, receivers: usize, config: &Config) {
+        let mut state = self.lock();
+        if let Some(link) = state.link.as_mut().filter(|link| link.holds(publisher, config)) {
             link.debt.blame(receivers);
         }
-        true
     }
 
     /// Whether its own connection should not be read, because it does not read what we answer.

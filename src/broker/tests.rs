@@ -404,6 +404,15 @@ impl Flood {
         subscriber.link.session().expect("open").drain(&self.broker, self.now);
     }
 
+    /// The publisher is shown so many messages.
+    fn send(&mut self, count: usize) {
+        let bytes = frame(&"x".repeat(Self::PAYLOAD)).repeat(count);
+        let mut turn = Turn::default();
+        turn.begin(self.now);
+        self.publisher.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
+        turn.finish(&self.broker);
+    }
+
     /// A tenth of a second, in which the publisher is shown ten messages as often as it is read.
     fn pass(&mut self) {
         let bytes = frame(&"x".repeat(Self::PAYLOAD)).repeat(10);
@@ -474,6 +483,74 @@ fn a_lone_subscriber_that_trickles_and_several_alike_lose_nothing() {
             assert_eq!(flood.subscribers[subscriber].take().len() as u64, flood.sent);
         }
     }
+}
+
+/// Each of ten thousand receivers woke their publisher when it had room again, for a look at all
+/// that had none.
+#[test]
+fn a_publisher_is_woken_by_one_of_its_full_receivers_at_a_time() {
+    const COUNT: usize = 50;
+    let mut flood = Flood::new(COUNT);
+    (0..COUNT).for_each(|n| flood.limit(n, 0));
+    flood.send(30);
+    for _ in 0..2 {
+        assert!(flood.publisher.link.is_held());
+    }
+    let sessions: Vec<_> =
+        flood.subscribers.iter().map(|s| Arc::clone(s.link.session().expect("open"))).collect();
+    let waits_for = || {
+        let waits = |session: &Session| session.lock().link.as_ref().map(|l| l.waiters.len());
+        let waits: Vec<_> = sessions.iter().map(|session| waits(session)).collect();
+        let found: Vec<_> = (0..COUNT).filter(|n| waits[*n] != Some(0)).collect();
+        assert!(found.len() <= 1, "it waits for {found:?} at a time");
+        assert!(found.iter().all(|n| waits[*n] == Some(1)), "once");
+        found.first().copied()
+    };
+    let woken = |flood: &Flood| flood.publisher.socket.woken.swap(false, Ordering::Relaxed);
+    woken(&flood);
+    let awaited = waits_for().expect("it waits for one");
+    (0..COUNT / 2).filter(|n| *n != awaited).for_each(|n| flood.limit(n, usize::MAX));
+    assert!(!woken(&flood), "by one that it does not wait for");
+    let mut wakes = 0;
+    while flood.publisher.link.is_held() {
+        flood.limit(waits_for().expect("it waits for one"), usize::MAX);
+        assert!(woken(&flood), "by the one that it waits for");
+        wakes += 1;
+    }
+    assert!((COUNT / 2..=COUNT / 2 + 1).contains(&wakes), "{wakes}");
+    assert_eq!(waits_for(), None);
+}
+
+#[test]
+fn all_full_receivers_are_to_blame_for_a_pause_and_who_is_harmed_is_asked_once_a_tick() {
+    let mut flood = Flood::new(4);
+    (0..4).for_each(|n| flood.limit(n, 0));
+    for _ in 0..2 {
+        flood.pass(); // all of them are full, and nobody is harmed
+    }
+    let blamed = |flood: &Flood| {
+        let is_blamed = |peer: &Peer| {
+            let state = peer.link.session().expect("open").lock();
+            state.link.as_ref().is_some_and(|link| link.debt.is_blamed())
+        };
+        flood.subscribers.iter().map(is_blamed).collect::<Vec<_>>()
+    };
+    assert!(flood.publisher.link.is_held());
+    assert_eq!(blamed(&flood), [false; 4]);
+    flood.limit(0, usize::MAX); // and has nothing to do
+    assert!(flood.publisher.link.is_held());
+    assert_eq!(blamed(&flood), [false; 4], "in the same tick");
+    flood.pass();
+    assert!(flood.publisher.link.is_held());
+    assert_eq!(blamed(&flood), [false, true, true, true]);
+
+    // The next pause is asked about at once, if it begins in the same tick.
+    (0..4).for_each(|n| flood.limit(n, usize::MAX));
+    assert!(!flood.publisher.link.is_held());
+    (1..4).for_each(|n| flood.limit(n, 0));
+    flood.send(30);
+    assert!(flood.publisher.link.is_held());
+    assert_eq!(blamed(&flood), [false, true, true, true]);
 }
 
 #[test]
