@@ -1,4 +1,5 @@
-//! Shared things, each once, in the order in which they came: receivers that were found full.
+//! Shared things, each once, in the order in which they came: receivers that were found full,
+//! publishers that wait for one.
 //!
 //! Mostly they are few, and a look at each is the fastest. There can be a hundred thousand, one
 //! inserted after the other: then the addresses are kept in a table besides.
@@ -47,6 +48,11 @@ impl<T: ?Sized> Distinct<T> {
         }
         self.found.drain(..)
     }
+
+    /// Takes all of them.
+    pub(crate) fn take(&mut self) -> Vec<Arc<T>> {
+        std::mem::take(self).found
+    }
 }
 
 impl<T: ?Sized> std::ops::Deref for Distinct<T> {
@@ -86,6 +92,9 @@ mod tests {
                 assert_eq!(&distinct[..], all);
                 assert_eq!(distinct.drain().len(), count);
             }
+            all.iter().for_each(|each| distinct.insert(each));
+            assert_eq!(distinct.take(), all);
+            assert!(distinct.is_empty());
         }
     }
 

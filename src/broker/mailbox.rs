@@ -14,10 +14,11 @@ use std::sync::Arc;
 
 use super::Millis;
 use super::config::Config;
+use super::distinct::Distinct;
 use super::journal::Position;
 use super::memory;
 use super::message::{Framing, PublishRef};
-use super::outlet::{Order, SharedOutlet};
+use super::outlet::{Order, Outlet, SharedOutlet};
 use super::pause::PauseDebt;
 use super::stats::DropReason;
 use crate::mqtt::{PacketId, Version};
@@ -77,7 +78,7 @@ pub(crate) struct LinkState {
     /// Its own connection is not read until there is room.
     pub(crate) held_by_itself: bool,
     /// Publishers that are held back until there is room.
-    pub(crate) waiters: Vec<SharedOutlet>,
+    pub(crate) waiters: Distinct<dyn Outlet>,
     /// Whether messages in flight are kept to be sent again on this very connection.
     pub(crate) keep_sent: bool,
     /// For the acknowledgement timeout: the oldest exchange, since when, and resends of it.
@@ -134,7 +135,7 @@ impl LinkState {
             watched: false,
             debt: PauseDebt::default(),
             held_by_itself: false,
-            waiters: Vec::new(),
+            waiters: Distinct::default(),
             keep_sent,
             oldest: None,
         }
@@ -220,11 +221,11 @@ impl LinkState {
         last: &[u8],
     ) -> (SharedOutlet, Vec<u8>, Vec<SharedOutlet>) {
         if self.is_opening() {
-            return (self.outlet, Vec::new(), self.waiters); // nothing may come before CONNACK
+            return (self.outlet, Vec::new(), self.waiters.take()); // nothing may come before CONNACK
         }
         let mut bytes = self.outbox.split_off(self.head);
         bytes.extend_from_slice(last);
-        (self.outlet, bytes, self.waiters)
+        (self.outlet, bytes, self.waiters.take())
     }
 
     /// Writes a PUBLISH; false when it is larger than the client takes.

@@ -347,7 +347,7 @@ impl Session {
                 link.debt.end(now);
             }
             link.slow = false;
-            woken.append(&mut link.waiters);
+            woken.append(&mut link.waiters.take());
             self.set_flow(Flow::Open);
         }
     }
@@ -394,13 +394,7 @@ impl Session {
         let Some(link) = state.link.as_mut().filter(|link| link.holds(publisher, config)) else {
             return false;
         };
-        if !link
-            .waiters
-            .iter()
-            .any(|waiter| std::ptr::addr_eq(Arc::as_ptr(waiter), Arc::as_ptr(publisher)))
-        {
-            link.waiters.push(Arc::clone(publisher));
-        }
+        link.waiters.insert(publisher);
         true
     }
 
@@ -475,7 +469,7 @@ impl Session {
                 "slow consumer: publishers no longer wait for it"
             );
         }
-        std::mem::take(&mut link.waiters)
+        link.waiters.take()
     }
 
     /// The acknowledgement timeout: sends unacknowledged messages of a 3.1 or 3.1.1 client again
