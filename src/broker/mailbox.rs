@@ -386,8 +386,13 @@ impl LinkState {
         self.count_growth();
     }
 
+    /// Whether there is something to be written, and nobody who does so.
+    pub(crate) fn may_be_taken(&self) -> bool {
+        !self.writing && self.waiting() > 0 && !self.is_opening()
+    }
+
     pub(crate) fn take_outbox(&mut self, epoch: u64) -> Option<Taken> {
-        if self.writing || self.waiting() == 0 || self.is_opening() {
+        if !self.may_be_taken() {
             return None;
         }
         self.writing = true;

@@ -170,13 +170,16 @@ impl Session {
     pub fn drain(self: &Arc<Self>, broker: &Broker, now: Millis) {
         let mut tally = Tally::default();
         let mut writes = 0;
+        let mut replaying = None;
         loop {
             let (taken, wants_load) = {
                 let mut state = self.lock();
                 (state.take_outbox(), state.wants_load)
             };
             let Some(taken) = taken else {
-                if wants_load && self.load(broker, now, &mut tally) {
+                if (wants_load && self.load(broker, now, &mut tally))
+                    || self.go_on_replaying(broker, now, &mut replaying)
+                {
                     continue;
                 }
                 break;
@@ -205,7 +208,7 @@ impl Session {
                 outlet.wait_for_room();
                 break;
             }
-            if !more && !wants_load && !self.go_on_replaying(broker, now) {
+            if !more && !wants_load && !self.go_on_replaying(broker, now, &mut replaying) {
                 break;
             }
         }
@@ -306,17 +309,33 @@ impl Session {
         }
     }
 
-    /// The outbox is empty: fetches more of the retained messages that are owed. False when
-    /// there are none.
-    fn go_on_replaying(self: &Arc<Self>, broker: &Broker, now: Millis) -> bool {
-        if self.lock().replays.is_empty() {
+    /// The outbox is empty: fetches more of the retained messages that are owed, as long as `turn`
+    /// lasts. False when there is nothing to write all the same.
+    fn go_on_replaying(
+        self: &Arc<Self>,
+        broker: &Broker,
+        now: Millis,
+        turn: &mut Option<Turn>,
+    ) -> bool {
+        let outlet = {
+            let state = self.lock();
+            let Some(link) = state.link.as_ref().filter(|_| !state.replays.is_empty()) else {
+                return false;
+            };
+            Arc::clone(&link.outlet)
+        };
+        if turn.as_ref().is_some_and(Turn::is_over) {
+            outlet.wait_for_room(); // others have their turns first
             return false;
         }
-        let mut turn = Turn::default();
-        turn.begin(now);
-        broker.replay(self, &mut turn);
+        let turn = turn.get_or_insert_with(|| {
+            let mut turn = Turn::default();
+            turn.begin(now);
+            turn
+        });
+        broker.replay(self, turn);
         turn.settle(broker);
-        self.lock().link.as_ref().is_some_and(|link| link.waiting() > 0)
+        self.lock().link.as_ref().is_some_and(|link| link.may_be_taken())
     }
 
     /// Notes that `state` may have become full or free again. Publishers to be woken go to

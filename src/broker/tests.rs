@@ -20,6 +20,7 @@ pub(super) struct Socket {
     pub(super) bytes: Mutex<Vec<u8>>,
     room: AtomicUsize,
     woken: AtomicBool,
+    wants_room: AtomicBool,
     pulse: Pulse,
 }
 
@@ -31,7 +32,9 @@ impl Outlet for Socket {
         count
     }
 
-    fn wait_for_room(&self) {}
+    fn wait_for_room(&self) {
+        self.wants_room.store(true, Ordering::Relaxed);
+    }
 
     fn wake(&self) {
         self.woken.store(true, Ordering::Relaxed);
@@ -74,6 +77,7 @@ impl Peer {
             bytes: Mutex::default(),
             room: AtomicUsize::new(usize::MAX),
             woken: AtomicBool::new(true),
+            wants_room: AtomicBool::new(false),
             pulse: Pulse::new(0, 0),
         });
         let link = broker.connection(Arc::clone(&socket) as SharedOutlet, None);
