@@ -17,6 +17,7 @@ use super::batch::Kind;
 use super::connect::Asking;
 use super::outlet::{Order, SharedOutlet};
 use super::publish::{PLAIN_PUBLISH, RouteCache};
+use super::route::Route;
 use super::session::{Flow, Session};
 use super::state::State;
 use super::subscribe::Listed;
@@ -27,6 +28,9 @@ use crate::mqtt::{
     Role, Version,
 };
 use crate::session::{InboundAliases, OutboundError};
+
+/// Receivers for which a connection keeps memory while none of them is full.
+const HELD_CAPACITY: usize = 16;
 
 /// A connection.
 pub struct Link {
@@ -39,8 +43,10 @@ pub struct Link {
     /// It belongs to this very process and need not be authenticated.
     pub(crate) trusted: bool,
     phase: Phase,
-    /// Sessions that this publisher waits for.
+    /// Receivers that were found full. This publisher waits for the last one.
     held_by: Vec<Arc<Session>>,
+    /// The broker's tick at which it looked last who else is harmed by that, while it waits.
+    asked_at: Option<Millis>,
     /// What it sent last had to go to disk: when the disk is behind, it pauses.
     burdens_disk: bool,
     /// It is not read because too many answers to it wait for the disk.
@@ -137,6 +143,7 @@ impl Broker {
             trusted: false,
             phase: Phase::Fresh(peer.map(Box::new)),
             held_by: Vec::new(),
+            asked_at: None,
             burdens_disk: false,
             answers_wait: false,
         }
@@ -173,9 +180,8 @@ impl Link {
             open.flush_answers(&self.broker, turn);
             open.end_turn(turn);
         }
-        for session in turn.take_full() {
-            wait_for(&mut self.held_by, &session);
-        }
+        self.held_by.clear();
+        self.held_by.extend(turn.take_full());
         match handled {
             Ok(more) => Ok(Progress { consumed: at, more }),
             Err(cause) => Err(self.end(&cause, turn)),
@@ -219,14 +225,16 @@ impl Link {
                     }
                     let is_list =
                         frame.is(PacketType::Subscribe) || frame.is(PacketType::Unsubscribe);
-                    if is_list && !open.on_filters(broker, &frame, turn)? {
+                    let listed = is_list.then(|| open.on_filters(broker, &frame, turn));
+                    if let Some(Ok(false)) = listed {
                         self.outlet.pulse().beat(turn.now); // it is not silent, we are slow
                         return Ok(true);
                     }
                     *at += frame.len;
-                    turn.tally.packets_received += 1;
+                    turn.tally.packets_received += 1; // what is malformed has come too
                     turn.add_steps(1);
-                    if is_list {
+                    if let Some(done) = listed {
+                        done?;
                         continue;
                     }
                     open.on_packet(broker, frame.decode(open.version, Role::Client)?, turn)?;
@@ -276,33 +284,74 @@ impl Link {
     /// Whether reading should wait, because a receiver of what this peer publishes is full. The
     /// outlet is woken when it may go on.
     pub fn is_held(&mut self) -> bool {
-        if let Phase::Open(open) = &self.phase
-            && let Some(last) = open.routes.as_ref().and_then(|routes| routes.last())
-        {
-            for target in &last.route.targets {
-                if target.session.flow() == Flow::Full {
-                    wait_for(&mut self.held_by, &target.session);
-                }
-            }
-        }
-        let harmed = if self.held_by.is_empty() { None } else { self.harmed() };
-        let (outlet, config) = (&self.outlet, self.broker.config());
-        self.held_by.retain(|session| session.hold_back(outlet, harmed, config));
+        let by_receiver = self.is_held_by_receiver();
         if self.is_held_by_disk() {
             return true;
         }
         // A peer that sends and does not read must not make us keep all of its answers.
+        let config = self.broker.config();
         let own =
             matches!(&self.phase, Phase::Open(open) if open.session.hold_own(open.epoch, config));
         self.answers_wait = own && self.session().is_some_and(|session| session.is_held());
-        own || !self.held_by.is_empty()
+        own || by_receiver
+    }
+
+    /// It waits for one receiver after the other: had each of ten thousand that are full wake it,
+    /// for a look at all that still are, that would be fifty million looks.
+    fn is_held_by_receiver(&mut self) -> bool {
+        if !self.waits_for_last() {
+            let mut held_by = std::mem::take(&mut self.held_by);
+            held_by.extend(self.full_targets().map(Arc::clone));
+            self.held_by = held_by;
+            if !self.waits_for_last() {
+                self.asked_at = None;
+                return false;
+            }
+        }
+        // For the same reason this is asked at most once a tick.
+        let tick = self.broker.last_tick();
+        if self.asked_at.replace(tick) != Some(tick) {
+            self.blame();
+        }
+        true
+    }
+
+    /// Forgets receivers that are not full any more, up to one that is: that one wakes the outlet.
+    fn waits_for_last(&mut self) -> bool {
+        let config = self.broker.config();
+        while let Some(session) = self.held_by.last() {
+            if session.hold_back(&self.outlet, config) {
+                return true;
+            }
+            self.held_by.pop();
+        }
+        self.held_by.shrink_to(HELD_CAPACITY);
+        false
+    }
+
+    /// The full receivers of what it publishes last.
+    fn full_targets(&self) -> impl Iterator<Item = &Arc<Session>> {
+        let targets = self.last_route().map_or(&[][..], |route| &route.targets);
+        targets.iter().map(|target| &target.session).filter(|it| it.flow() == Flow::Full)
+    }
+
+    fn last_route(&self) -> Option<&Route> {
+        let Phase::Open(open) = &self.phase else { return None };
+        Some(&open.routes.as_ref()?.last()?.route)
+    }
+
+    /// Tells the full receivers if others have nothing to do while it waits.
+    fn blame(&self) {
+        let Some(receivers) = self.harmed() else { return };
+        for session in self.held_by.iter().chain(self.full_targets()) {
+            session.blame(&self.outlet, receivers, self.broker.config());
+        }
     }
 
     /// How many receivers its messages have, if some of them have nothing to do while others hold
     /// it back. Those of its last topic are looked at.
     fn harmed(&self) -> Option<usize> {
-        let Phase::Open(open) = &self.phase else { return None };
-        let route = &open.routes.as_ref()?.last()?.route;
+        let route = self.last_route()?;
         let has_nothing_to_do = |session: &Session| {
             let state = session.lock();
             state.is_idle() && state.queue.is_empty()
@@ -405,12 +454,6 @@ impl Link {
     /// Whole packets came: the peer is alive.
     pub fn beat(&self, now: Millis) {
         self.outlet.pulse().beat(now);
-    }
-}
-
-fn wait_for(held_by: &mut Vec<Arc<Session>>, session: &Arc<Session>) {
-    if !held_by.iter().any(|known| Arc::ptr_eq(known, session)) {
-        held_by.push(Arc::clone(session));
     }
 }
 

@@ -6,17 +6,20 @@
 //! 2 messages whose packet identifier is not safe; in order, so that none overtakes another. Until
 //! the session itself is safe not even CONNACK leaves.
 //!
-//! What the socket was too full to take is in the broker's count of memory. When that runs short an
-//! outbox is full sooner, and when it is used up a full one takes no more.
+//! What the socket was too full to take is in the broker's count of memory, and so is what waits for
+//! the disk. When that runs short an outbox is full sooner, and when it is used up a full one takes
+//! no more.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::Millis;
 use super::config::Config;
+use super::distinct::Distinct;
 use super::journal::Position;
 use super::memory;
 use super::message::{Framing, PublishRef};
-use super::outlet::SharedOutlet;
+use super::outlet::{Order, Outlet, SharedOutlet};
 use super::pause::PauseDebt;
 use super::stats::DropReason;
 use crate::mqtt::{PacketId, Version};
@@ -29,6 +32,8 @@ pub(crate) const HARD_FACTOR: usize = 16;
 const ALIAS_SIZE: usize = 5;
 /// What the held lane may keep of its memory while it is empty.
 const HELD_CAPACITY: usize = 4096;
+/// And of that for marks.
+const MARKS_CAPACITY: usize = 64;
 
 /// Whether `backlog` bytes leave room in an outbox: when memory runs short, only as few as anybody
 /// may have.
@@ -76,7 +81,7 @@ pub(crate) struct LinkState {
     /// Its own connection is not read until there is room.
     pub(crate) held_by_itself: bool,
     /// Publishers that are held back until there is room.
-    pub(crate) waiters: Vec<SharedOutlet>,
+    pub(crate) waiters: Distinct<dyn Outlet>,
     /// Whether messages in flight are kept to be sent again on this very connection.
     pub(crate) keep_sent: bool,
     /// For the acknowledgement timeout: the oldest exchange, since when, and resends of it.
@@ -95,6 +100,27 @@ struct Held {
     replay_after: Position,
     /// The journal will wake the connection when it has come so far; 0: it was not asked.
     registered: Position,
+    /// Memory that `bytes` and `marks` take while something waits. A mark can be larger than the
+    /// acknowledgement that it is for.
+    counted: memory::Counted,
+}
+
+impl Held {
+    fn count(&mut self) {
+        let marks = self.marks.capacity() * size_of::<(usize, Position)>();
+        let waits = !self.bytes.is_empty();
+        self.counted.set(if waits { self.bytes.capacity() + marks } else { 0 });
+    }
+
+    /// Everything has left.
+    fn shrink(&mut self) {
+        if self.bytes.capacity() > HELD_CAPACITY {
+            self.bytes = Vec::new();
+        }
+        if self.marks.capacity() > MARKS_CAPACITY {
+            self.marks = VecDeque::new();
+        }
+    }
 }
 
 /// Which lane a PUBLISH takes.
@@ -133,7 +159,7 @@ impl LinkState {
             watched: false,
             debt: PauseDebt::default(),
             held_by_itself: false,
-            waiters: Vec::new(),
+            waiters: Distinct::default(),
             keep_sent,
             oldest: None,
         }
@@ -164,6 +190,19 @@ impl LinkState {
 
     pub(crate) fn is_slow(&self) -> bool {
         self.slow
+    }
+
+    /// Whether this publisher has to wait for it.
+    pub(crate) fn holds(&self, publisher: &SharedOutlet, config: &Config) -> bool {
+        let pulse = self.outlet.pulse();
+        if self.slow || self.full_since.is_none() || pulse.standing_order() != Order::None {
+            return false;
+        }
+        // A queue drains by the acknowledgements that the receiver sends. If it is itself held
+        // back, or is the publisher, they would never be read: then only its outbox counts.
+        let is_publisher = std::ptr::addr_eq(Arc::as_ptr(&self.outlet), Arc::as_ptr(publisher));
+        let only_outbox = is_publisher || pulse.is_paused();
+        !(only_outbox && has_room(self.waiting(), config))
     }
 
     /// Why a message at QoS 0 is not even appended, if it is not.
@@ -206,11 +245,11 @@ impl LinkState {
         last: &[u8],
     ) -> (SharedOutlet, Vec<u8>, Vec<SharedOutlet>) {
         if self.is_opening() {
-            return (self.outlet, Vec::new(), self.waiters); // nothing may come before CONNACK
+            return (self.outlet, Vec::new(), self.waiters.take()); // nothing may come before CONNACK
         }
         let mut bytes = self.outbox.split_off(self.head);
         bytes.extend_from_slice(last);
-        (self.outlet, bytes, self.waiters)
+        (self.outlet, bytes, self.waiters.take())
     }
 
     /// Writes a PUBLISH; false when it is larger than the client takes.
@@ -260,6 +299,7 @@ impl LinkState {
             Some((known, at)) if *at >= position => *known = end,
             _ => held.marks.push_back((end, position)),
         }
+        held.count();
     }
 
     /// Nothing leaves until the journal has come to `position`.
@@ -339,13 +379,20 @@ impl LinkState {
         self.outbox.extend_from_slice(&held.bytes[..end]);
         held.bytes.drain(..end);
         held.marks.iter_mut().for_each(|(to, _)| *to -= end);
-        if held.bytes.is_empty() && held.bytes.capacity() > HELD_CAPACITY {
-            held.bytes = Vec::new();
+        if held.bytes.is_empty() {
+            held.shrink();
         }
+        held.count();
+        self.count_growth();
+    }
+
+    /// Whether there is something to be written, and nobody who does so.
+    pub(crate) fn may_be_taken(&self) -> bool {
+        !self.writing && self.waiting() > 0 && !self.is_opening()
     }
 
     pub(crate) fn take_outbox(&mut self, epoch: u64) -> Option<Taken> {
-        if self.writing || self.waiting() == 0 || self.is_opening() {
+        if !self.may_be_taken() {
             return None;
         }
         self.writing = true;
@@ -432,6 +479,34 @@ mod tests {
         link.outbox.extend_from_slice(b"after");
         link.keep(b"before ");
         assert_eq!((&link.outbox[..], link.counted.get() >= 12), (&b"before after"[..], true));
+    }
+
+    #[test]
+    fn what_waits_for_the_disk_is_counted_until_it_leaves() {
+        let counted = |link: &LinkState| link.held.as_ref().map_or(0, |held| held.counted.get());
+        let mut link = link();
+        link.hold(b"a", 1);
+        assert!((1..1_000).contains(&counted(&link)), "{}", counted(&link));
+        link.release(1);
+        assert_eq!(counted(&link), 0, "it waits for the socket, if for anything");
+        // A mark for each of them.
+        (0..10_000).for_each(|n| link.hold(&[0; 4], 2 + n));
+        let marks = 10_000 * size_of::<(usize, Position)>();
+        assert!(counted(&link) >= 40_000 + marks, "{}", counted(&link));
+        link.release(5_000);
+        assert!(counted(&link) > 0, "half of them are still there");
+        link.release(20_000);
+        let held = link.held.as_ref().expect("there was something");
+        assert_eq!((held.counted.get(), held.bytes.capacity(), held.marks.capacity()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_comes_from_the_disk_lane_to_a_full_socket_stays_counted() {
+        let mut link = link();
+        link.keep(&[0; 10]);
+        link.hold(&[0; 100_000], 1);
+        link.release(1);
+        assert!(link.counted.get() >= 100_010, "{}", link.counted.get());
     }
 
     #[test]

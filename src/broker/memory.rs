@@ -2,10 +2,11 @@
 //!
 //! Limits of one session do not bound the sum over all of them. Counted here is what they add up
 //! to: messages, each once however many receivers it has (queued, in flight, retained, wills),
-//! places in queues, subscriptions, large packets that are not whole yet, and what sockets were too
-//! full to take. Memory is the process's, and so is the count: two brokers in one process have one
-//! between them, each with a limit of its own (a message does not know its broker). Each thread keeps what it has counted to itself until that is
-//! worth telling: on the path of a message this costs an addition.
+//! places in queues, subscriptions, large packets that are not whole yet, what sockets were too full
+//! to take, and what waits for the disk. Memory is the process's, and so is the count: two brokers in
+//! one process have one between them, each with a limit of its own (a message does not know its
+//! broker). Each thread keeps what it has counted to itself until that is worth telling: on the path
+//! of a message this costs an addition.
 //!
 //! Whoever has much already stops first, at a half of the limit ([`is_tight`]); what is large and
 //! short-lived at three quarters ([`is_scarce`]); the rest is for those who have little.

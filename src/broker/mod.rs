@@ -25,6 +25,7 @@ mod batch;
 mod config;
 mod connect;
 mod crowd;
+mod distinct;
 mod durable;
 mod index;
 mod journal;

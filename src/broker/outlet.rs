@@ -14,8 +14,8 @@ pub trait Outlet: Send + Sync {
     /// Bytes for a peer that is gone are taken and forgotten.
     fn write(&self, bytes: &[u8]) -> usize;
 
-    /// The last [`write`](Self::write) took too little: call
-    /// [`Session::drain`](super::Session::drain) once there is room again.
+    /// The last [`write`](Self::write) took too little, or there is more to do for the session than
+    /// one turn should: call [`Session::drain`](super::Session::drain) once there is room.
     fn wait_for_room(&self);
 
     /// Something changed ([`Pulse`] says what): let the connection's own task look.

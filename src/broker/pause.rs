@@ -21,9 +21,10 @@
 //! are equally full, have their publisher wait without loss as long as each grace brings half an
 //! outbox.
 //!
-//! Who has nothing to do is asked when the publisher begins to wait and, as long as nobody is known
-//! to be harmed, at each tick of the broker. Both are samples, which is all that is needed: who
-//! pauses often is caught often.
+//! A publisher is woken by one of its full receivers at a time, but all of them are to blame for
+//! its pause. Who has nothing to do is asked when the publisher begins to wait and, as long as
+//! nobody is known to be harmed, at each tick of the broker. Both are samples, which is all that is
+//! needed: who pauses often is caught often.
 //!
 //! Not counted: a pause for a full queue of QoS 1 and 2. Half of it within the grace is no trickle.
 

@@ -121,11 +121,13 @@ pub trait TopicsProvider: Send + Sync {
         then: &mut dyn FnMut(Retained, Option<Arc<Message>>),
     );
     /// Calls `each` for retained messages that match, in a fixed order, behind `after`, until it
-    /// answers false. Returns where to go on, or `None` at the end.
+    /// answers false, or that was enough for once. Returns where to go on, or `None` at the end, and
+    /// adds to `looks` how many topics it has looked at.
     fn retained(
         &self,
         filter: TopicFilter<'_>,
         after: Option<&str>,
+        looks: &mut usize,
         each: &mut dyn FnMut(&Arc<Message>) -> bool,
     ) -> Option<Box<str>>;
     /// Drops some of what has expired, behind `after`; returns where to go on. `each` is told what
@@ -188,9 +190,10 @@ impl TopicsProvider for MemoryTopics {
         &self,
         filter: TopicFilter<'_>,
         after: Option<&str>,
+        looks: &mut usize,
         each: &mut dyn FnMut(&Arc<Message>) -> bool,
     ) -> Option<Box<str>> {
-        self.retained.replay(filter, after, each)
+        self.retained.replay(filter, after, looks, each)
     }
 
     fn sweep_retained(

@@ -107,15 +107,18 @@ impl RetainedStore {
     }
 
     /// Calls `each` for the messages that `filter` matches, in order of topics, behind `after`,
-    /// until it answers false. Returns where to go on, or `None` at the end.
+    /// until it answers false or [`STRIDE`] topics were looked at, which are added to `looks`. Returns
+    /// where to go on, or `None` at the end.
     pub(crate) fn replay(
         &self,
         filter: TopicFilter<'_>,
         after: Option<&str>,
+        looks: &mut usize,
         each: &mut dyn FnMut(&Arc<Message>) -> bool,
     ) -> Option<Box<str>> {
         let messages = self.messages.read().unwrap_or_else(PoisonError::into_inner);
         if !filter.has_wildcard() {
+            *looks += 1;
             let message = messages.get(filter.as_str())?;
             return if each(message) { None } else { after.map(Box::from).or(Some("".into())) };
         }
@@ -131,6 +134,7 @@ impl RetainedStore {
             if !topic.starts_with(prefix) {
                 return None;
             }
+            *looks += 1;
             let wanted = TopicName::new(topic).is_ok_and(|name| matches(filter, name));
             if looked >= STRIDE || (wanted && !each(message)) {
                 return Some(last.unwrap_or("").into());
@@ -217,7 +221,7 @@ mod tests {
         let mut after: Option<Box<str>> = None;
         loop {
             let mut taken = 0;
-            after = store.replay(filter, after.as_deref(), &mut |message| {
+            after = store.replay(filter, after.as_deref(), &mut 0, &mut |message| {
                 taken += 1;
                 if taken <= 2 {
                     found.push(message.topic().to_owned());

@@ -170,13 +170,16 @@ impl Session {
     pub fn drain(self: &Arc<Self>, broker: &Broker, now: Millis) {
         let mut tally = Tally::default();
         let mut writes = 0;
+        let mut replaying = None;
         loop {
             let (taken, wants_load) = {
                 let mut state = self.lock();
                 (state.take_outbox(), state.wants_load)
             };
             let Some(taken) = taken else {
-                if wants_load && self.load(broker, now, &mut tally) {
+                if (wants_load && self.load(broker, now, &mut tally))
+                    || self.go_on_replaying(broker, now, &mut replaying)
+                {
                     continue;
                 }
                 break;
@@ -205,7 +208,7 @@ impl Session {
                 outlet.wait_for_room();
                 break;
             }
-            if !more && !wants_load && !self.go_on_replaying(broker, now) {
+            if !more && !wants_load && !self.go_on_replaying(broker, now, &mut replaying) {
                 break;
             }
         }
@@ -306,17 +309,33 @@ impl Session {
         }
     }
 
-    /// The outbox is empty: fetches more of the retained messages that are owed. False when
-    /// there are none.
-    fn go_on_replaying(self: &Arc<Self>, broker: &Broker, now: Millis) -> bool {
-        if self.lock().replays.is_empty() {
+    /// The outbox is empty: fetches more of the retained messages that are owed, as long as `turn`
+    /// lasts. False when there is nothing to write all the same.
+    fn go_on_replaying(
+        self: &Arc<Self>,
+        broker: &Broker,
+        now: Millis,
+        turn: &mut Option<Turn>,
+    ) -> bool {
+        let outlet = {
+            let state = self.lock();
+            let Some(link) = state.link.as_ref().filter(|_| !state.replays.is_empty()) else {
+                return false;
+            };
+            Arc::clone(&link.outlet)
+        };
+        if turn.as_ref().is_some_and(Turn::is_over) {
+            outlet.wait_for_room(); // others have their turns first
             return false;
         }
-        let mut turn = Turn::default();
-        turn.begin(now);
-        broker.replay(self, &mut turn);
+        let turn = turn.get_or_insert_with(|| {
+            let mut turn = Turn::default();
+            turn.begin(now);
+            turn
+        });
+        broker.replay(self, turn);
         turn.settle(broker);
-        self.lock().link.as_ref().is_some_and(|link| link.waiting() > 0)
+        self.lock().link.as_ref().is_some_and(|link| link.may_be_taken())
     }
 
     /// Notes that `state` may have become full or free again. Publishers to be woken go to
@@ -347,7 +366,7 @@ impl Session {
                 link.debt.end(now);
             }
             link.slow = false;
-            woken.append(&mut link.waiters);
+            woken.append(&mut link.waiters.take());
             self.set_flow(Flow::Open);
         }
     }
@@ -388,39 +407,23 @@ impl Session {
     }
 
     /// Registers a publisher to be woken when there is room. False: there is room, or nobody
-    /// waits for this session any more. `harmed`: how many receivers the publisher has, if others
-    /// of them have nothing to do.
-    pub(crate) fn hold_back(
-        &self,
-        publisher: &SharedOutlet,
-        harmed: Option<usize>,
-        config: &Config,
-    ) -> bool {
+    /// waits for this session any more.
+    pub(crate) fn hold_back(&self, publisher: &SharedOutlet, config: &Config) -> bool {
         let mut state = self.lock();
-        let Some(link) = &mut state.link else { return false };
-        if link.slow
-            || link.full_since.is_none()
-            || link.outlet.pulse().standing_order() != Order::None
-        {
+        let Some(link) = state.link.as_mut().filter(|link| link.holds(publisher, config)) else {
             return false;
-        }
-        // A queue drains by the acknowledgements that the receiver sends. If it is itself held
-        // back, or is the publisher, they would never be read: then only its outbox counts.
-        let itself = std::ptr::addr_eq(Arc::as_ptr(&link.outlet), Arc::as_ptr(publisher));
-        if (itself || link.outlet.pulse().is_paused()) && has_room(link.waiting(), config) {
-            return false;
-        }
-        if !link
-            .waiters
-            .iter()
-            .any(|waiter| std::ptr::addr_eq(Arc::as_ptr(waiter), Arc::as_ptr(publisher)))
-        {
-            link.waiters.push(Arc::clone(publisher));
-        }
-        if let Some(receivers) = harmed {
+        };
+        link.waiters.insert(publisher);
+        true
+    }
+
+    /// A publisher waits, for this session among others, and has so many receivers, of which some
+    /// have nothing to do.
+    pub(crate) fn blame(&self, publisher: &SharedOutlet, receivers: usize, config: &Config) {
+        let mut state = self.lock();
+        if let Some(link) = state.link.as_mut().filter(|link| link.holds(publisher, config)) {
             link.debt.blame(receivers);
         }
-        true
     }
 
     /// Whether its own connection should not be read, because it does not read what we answer.
@@ -485,7 +488,7 @@ impl Session {
                 "slow consumer: publishers no longer wait for it"
             );
         }
-        std::mem::take(&mut link.waiters)
+        link.waiters.take()
     }
 
     /// The acknowledgement timeout: sends unacknowledged messages of a 3.1 or 3.1.1 client again

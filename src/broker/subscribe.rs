@@ -20,6 +20,8 @@ use crate::mqtt::{
 const STEPS_PER_FILTER: usize = 8;
 /// What it costs to decode one and look at it, in bytes copied, besides its length.
 const WORK_PER_FILTER: usize = 64;
+/// Topics that are looked at for a retained message in the time of a step.
+const LOOKS_PER_STEP: usize = 8;
 
 type Refusal = (ReasonCode, &'static str);
 
@@ -388,8 +390,9 @@ impl Broker {
         self.drop_group(subscription);
     }
 
-    /// Sends retained messages to a session's new subscriptions, as far as there is room now; goes
-    /// on when acknowledgements or the socket make more.
+    /// Sends retained messages to a session's new subscriptions, as far as there is room now and the
+    /// turn lasts; goes on when acknowledgements or the socket make more room, or when the session's
+    /// task has its next turn.
     pub(crate) fn replay(&self, session: &Arc<Session>, turn: &mut Turn) {
         {
             let mut state = session.lock();
@@ -398,18 +401,30 @@ impl Broker {
             }
             state.replaying = true;
         }
+        let mut has_begun = false; // or nothing would ever come of it where turns are over before
         loop {
             let (subscription, after) = {
                 let mut state = session.lock();
                 let room = state.has_room_for_replay(self.config());
-                match state.replays.front() {
+                let next = match state.replays.front() {
                     Some(next) if room => (Arc::clone(&next.subscription), next.after.clone()),
                     _ => {
                         state.replaying = false;
                         return;
                     }
+                };
+                if has_begun && turn.is_over() {
+                    state.replaying = false;
+                    let outlet = state.link.as_ref().map(|link| Arc::clone(&link.outlet));
+                    drop(state);
+                    if let Some(outlet) = outlet {
+                        outlet.wait_for_room(); // its task goes on when others have had their turns
+                    }
+                    return;
                 }
+                next
             };
+            has_begun = true;
             let rest = self.replay_piece(session, &subscription, after.as_deref(), turn);
             let mut state = session.lock();
             // It may have been cancelled, replaced or begun anew meanwhile.
@@ -433,7 +448,8 @@ impl Broker {
         turn: &mut Turn,
     ) -> Option<Box<str>> {
         let filter = TopicFilter::new(subscription.filter()).ok()?;
-        self.topics().retained(filter, after, &mut |message| {
+        let mut looks = 0;
+        let rest = self.topics().retained(filter, after, &mut looks, &mut |message| {
             let mut state = session.lock();
             if !subscription.stands(&state) {
                 return true;
@@ -450,8 +466,11 @@ impl Broker {
                 record: None,
             };
             terms.record = self.record_late(session, &mut message, &terms, None, turn);
+            turn.work += message.publish.size();
             session.deliver_locked(&mut state, self, &mut message, &terms, turn);
             true
-        })
+        });
+        turn.add_steps(STEPS_PER_FILTER + looks / LOOKS_PER_STEP);
+        rest
     }
 }

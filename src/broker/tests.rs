@@ -20,6 +20,7 @@ pub(super) struct Socket {
     pub(super) bytes: Mutex<Vec<u8>>,
     room: AtomicUsize,
     woken: AtomicBool,
+    wants_room: AtomicBool,
     pulse: Pulse,
 }
 
@@ -31,7 +32,9 @@ impl Outlet for Socket {
         count
     }
 
-    fn wait_for_room(&self) {}
+    fn wait_for_room(&self) {
+        self.wants_room.store(true, Ordering::Relaxed);
+    }
 
     fn wake(&self) {
         self.woken.store(true, Ordering::Relaxed);
@@ -74,6 +77,7 @@ impl Peer {
             bytes: Mutex::default(),
             room: AtomicUsize::new(usize::MAX),
             woken: AtomicBool::new(true),
+            wants_room: AtomicBool::new(false),
             pulse: Pulse::new(0, 0),
         });
         let link = broker.connection(Arc::clone(&socket) as SharedOutlet, None);
@@ -281,6 +285,20 @@ fn a_peer_that_does_not_read_is_not_read_either() {
     assert!(!peer.link.is_held());
 }
 
+/// SUBSCRIBE and UNSUBSCRIBE were counted when they were obeyed, so not at all when that failed.
+#[test]
+fn a_malformed_packet_counts_as_received_whatever_its_type() {
+    let subscribe: &[u8] = &[0x82, 6, 0, 1, 0, 1, b'+', 3]; // QoS 3
+    let unsubscribe: &[u8] = &[0xA2, 5, 0, 1, 0, 2, b'#']; // a byte is missing
+    let publish: &[u8] = &[0x32, 3, 0, 1, b't']; // no identifier
+    for malformed in [subscribe, unsubscribe, publish] {
+        let broker = broker();
+        let mut peer = Peer::connect(&broker, "c", true);
+        peer.show(&mut malformed.to_vec()).expect_err("it is malformed");
+        assert_eq!(broker.stats().snapshot().packets_received, 2, "{malformed:?}");
+    }
+}
+
 /// A PUBLISH at QoS 0 as a 3.1.1 client sends it.
 fn frame(payload: &str) -> Vec<u8> {
     let how = message::Framing {
@@ -390,6 +408,15 @@ impl Flood {
         subscriber.link.session().expect("open").drain(&self.broker, self.now);
     }
 
+    /// The publisher is shown so many messages.
+    fn send(&mut self, count: usize) {
+        let bytes = frame(&"x".repeat(Self::PAYLOAD)).repeat(count);
+        let mut turn = Turn::default();
+        turn.begin(self.now);
+        self.publisher.link.on_bytes(&bytes, &mut turn).expect("the link stays open");
+        turn.finish(&self.broker);
+    }
+
     /// A tenth of a second, in which the publisher is shown ten messages as often as it is read.
     fn pass(&mut self) {
         let bytes = frame(&"x".repeat(Self::PAYLOAD)).repeat(10);
@@ -460,6 +487,74 @@ fn a_lone_subscriber_that_trickles_and_several_alike_lose_nothing() {
             assert_eq!(flood.subscribers[subscriber].take().len() as u64, flood.sent);
         }
     }
+}
+
+/// Each of ten thousand receivers woke their publisher when it had room again, for a look at all
+/// that had none.
+#[test]
+fn a_publisher_is_woken_by_one_of_its_full_receivers_at_a_time() {
+    const COUNT: usize = 50;
+    let mut flood = Flood::new(COUNT);
+    (0..COUNT).for_each(|n| flood.limit(n, 0));
+    flood.send(30);
+    for _ in 0..2 {
+        assert!(flood.publisher.link.is_held());
+    }
+    let sessions: Vec<_> =
+        flood.subscribers.iter().map(|s| Arc::clone(s.link.session().expect("open"))).collect();
+    let waits_for = || {
+        let waits = |session: &Session| session.lock().link.as_ref().map(|l| l.waiters.len());
+        let waits: Vec<_> = sessions.iter().map(|session| waits(session)).collect();
+        let found: Vec<_> = (0..COUNT).filter(|n| waits[*n] != Some(0)).collect();
+        assert!(found.len() <= 1, "it waits for {found:?} at a time");
+        assert!(found.iter().all(|n| waits[*n] == Some(1)), "once");
+        found.first().copied()
+    };
+    let woken = |flood: &Flood| flood.publisher.socket.woken.swap(false, Ordering::Relaxed);
+    woken(&flood);
+    let awaited = waits_for().expect("it waits for one");
+    (0..COUNT / 2).filter(|n| *n != awaited).for_each(|n| flood.limit(n, usize::MAX));
+    assert!(!woken(&flood), "by one that it does not wait for");
+    let mut wakes = 0;
+    while flood.publisher.link.is_held() {
+        flood.limit(waits_for().expect("it waits for one"), usize::MAX);
+        assert!(woken(&flood), "by the one that it waits for");
+        wakes += 1;
+    }
+    assert!((COUNT / 2..=COUNT / 2 + 1).contains(&wakes), "{wakes}");
+    assert_eq!(waits_for(), None);
+}
+
+#[test]
+fn all_full_receivers_are_to_blame_for_a_pause_and_who_is_harmed_is_asked_once_a_tick() {
+    let mut flood = Flood::new(4);
+    (0..4).for_each(|n| flood.limit(n, 0));
+    for _ in 0..2 {
+        flood.pass(); // all of them are full, and nobody is harmed
+    }
+    let blamed = |flood: &Flood| {
+        let is_blamed = |peer: &Peer| {
+            let state = peer.link.session().expect("open").lock();
+            state.link.as_ref().is_some_and(|link| link.debt.is_blamed())
+        };
+        flood.subscribers.iter().map(is_blamed).collect::<Vec<_>>()
+    };
+    assert!(flood.publisher.link.is_held());
+    assert_eq!(blamed(&flood), [false; 4]);
+    flood.limit(0, usize::MAX); // and has nothing to do
+    assert!(flood.publisher.link.is_held());
+    assert_eq!(blamed(&flood), [false; 4], "in the same tick");
+    flood.pass();
+    assert!(flood.publisher.link.is_held());
+    assert_eq!(blamed(&flood), [false, true, true, true]);
+
+    // The next pause is asked about at once, if it begins in the same tick.
+    (0..4).for_each(|n| flood.limit(n, usize::MAX));
+    assert!(!flood.publisher.link.is_held());
+    (1..4).for_each(|n| flood.limit(n, 0));
+    flood.send(30);
+    assert!(flood.publisher.link.is_held());
+    assert_eq!(blamed(&flood), [false, true, true, true]);
 }
 
 #[test]

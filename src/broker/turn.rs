@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::distinct::Distinct;
 use super::journal::Position;
 use super::outlet::SharedOutlet;
 use super::session::Session;
@@ -39,7 +40,7 @@ pub struct Turn {
     /// Sessions that became full and must be watched.
     pub(crate) filled: Vec<Arc<Session>>,
     /// Sessions that were found full: the publisher of this turn should hold back.
-    full: Vec<Arc<Session>>,
+    full: Distinct<Session>,
     /// Reads that this turn took.
     reads: usize,
     /// Bytes that they brought.
@@ -145,15 +146,13 @@ impl Turn {
     }
 
     pub(crate) fn note_full(&mut self, session: &Arc<Session>) {
-        if !self.full.iter().any(|known| Arc::ptr_eq(known, session)) {
-            self.full.push(Arc::clone(session));
-        }
+        self.full.insert(session);
     }
 
     /// The sessions that were found full since the last call. What a publisher does not take, the
     /// end of the turn forgets: it belongs to nobody else.
     pub(crate) fn take_full(&mut self) -> std::vec::Drain<'_, Arc<Session>> {
-        self.full.drain(..)
+        self.full.drain()
     }
 
     pub(crate) fn touch(&mut self, session: &Arc<Session>) {
@@ -178,7 +177,7 @@ impl Turn {
         for outlet in self.woken.drain(..) {
             outlet.wake();
         }
-        self.full.clear();
+        self.full.drain();
         broker.stats().add(&mut self.tally);
     }
 }
