@@ -37,7 +37,7 @@ pub struct Link {
     pub(crate) broker: Arc<Broker>,
     pub(crate) outlet: SharedOutlet,
     /// Its slot in the broker's list of connections.
-    slot: usize,
+    slot: u32,
     /// Over the limit of connections: CONNECT is answered with "server busy".
     pub(crate) over_limit: bool,
     /// It belongs to this very process and need not be authenticated.
@@ -45,8 +45,9 @@ pub struct Link {
     phase: Phase,
     /// Receivers that were found full. This publisher waits for the last one.
     held_by: Vec<Arc<Session>>,
-    /// The broker's tick at which it looked last who else is harmed by that, while it waits.
-    asked_at: Option<Millis>,
+    /// The broker's tick at which it looked last who else is harmed by that; `Millis::MAX`: it does
+    /// not wait.
+    asked_at: Millis,
     /// What it sent last had to go to disk: when the disk is behind, it pauses.
     burdens_disk: bool,
     /// It is not read because too many answers to it wait for the disk.
@@ -143,7 +144,7 @@ impl Broker {
             trusted: false,
             phase: Phase::Fresh(peer.map(Box::new)),
             held_by: Vec::new(),
-            asked_at: None,
+            asked_at: Millis::MAX,
             burdens_disk: false,
             answers_wait: false,
         }
@@ -304,13 +305,13 @@ impl Link {
             held_by.extend(self.full_targets().map(Arc::clone));
             self.held_by = held_by;
             if !self.waits_for_last() {
-                self.asked_at = None;
+                self.asked_at = Millis::MAX;
                 return false;
             }
         }
         // For the same reason this is asked at most once a tick.
         let tick = self.broker.last_tick();
-        if self.asked_at.replace(tick) != Some(tick) {
+        if std::mem::replace(&mut self.asked_at, tick) != tick {
             self.blame();
         }
         true

@@ -159,11 +159,11 @@ pub struct Broker {
     stopping: AtomicBool,
 }
 
-/// The outlets of all connections, by slot.
+/// The outlets of all connections, by slot. Memory is used up long before four bytes are.
 #[derive(Default)]
 struct Connections {
     slots: Vec<Option<SharedOutlet>>,
-    free: Vec<usize>,
+    free: Vec<u32>,
 }
 
 impl Connections {
@@ -305,22 +305,22 @@ impl Broker {
         connections.slots.len() - connections.free.len()
     }
 
-    pub(crate) fn register(&self, outlet: &SharedOutlet) -> usize {
+    pub(crate) fn register(&self, outlet: &SharedOutlet) -> u32 {
         let mut connections = lock(&self.connections);
         let slot = connections.free.pop().unwrap_or_else(|| {
             connections.slots.push(None);
-            connections.slots.len() - 1
+            connections.slots.len() as u32 - 1
         });
-        connections.slots[slot] = Some(Arc::clone(outlet));
+        connections.slots[slot as usize] = Some(Arc::clone(outlet));
         if self.stopping.load(Ordering::Acquire) {
             outlet.pulse().order(Order::ShuttingDown); // it came after the others were told
         }
         slot
     }
 
-    pub(crate) fn unregister(&self, slot: usize) {
+    pub(crate) fn unregister(&self, slot: u32) {
         let mut connections = lock(&self.connections);
-        connections.slots[slot] = None;
+        connections.slots[slot as usize] = None;
         connections.free.push(slot);
     }
 

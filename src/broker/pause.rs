@@ -36,9 +36,12 @@ const WORTH: u64 = 64;
 /// Of so many microseconds one is forgiven.
 const FORGIVEN: u64 = 10;
 
-/// See the module. It belongs to one receiver's connection.
+/// See the module. It belongs to one receiver's connection, and most of them are never full.
 #[derive(Debug, Default)]
-pub(crate) struct PauseDebt {
+pub(crate) struct PauseDebt(Option<Box<Account>>);
+
+#[derive(Debug, Default)]
+struct Account {
     owed_us: u64,
     settled_at: Millis,
     /// Bytes that the receiver has taken since.
@@ -53,51 +56,65 @@ impl PauseDebt {
     /// The receiver has taken so many bytes.
     #[inline]
     pub(crate) fn on_taken(&mut self, bytes: usize) {
-        self.taken += bytes as u64;
+        if let Some(account) = &mut self.0 {
+            account.taken += bytes as u64;
+        }
     }
 
     /// The receiver is full from now on. What it took while it was not pays for nothing.
     pub(crate) fn begin(&mut self, now: Millis) {
         self.end(now);
-        self.pauses = true;
+        self.0.get_or_insert_default().pauses = true;
     }
 
     /// A publisher waits that has so many receivers, and others of them have nothing to do.
     pub(crate) fn blame(&mut self, receivers: usize) {
-        if self.pauses {
-            self.harmed = self.harmed.max(receivers as u64);
+        if let Some(account) = self.0.as_mut().filter(|account| account.pauses) {
+            account.harmed = account.harmed.max(receivers as u64);
         }
     }
 
     /// Whether somebody else is known to be harmed by the pause that there is.
     pub(crate) fn is_blamed(&self) -> bool {
-        self.harmed > 0
+        self.0.as_ref().is_some_and(|account| account.harmed > 0)
     }
 
     /// Nobody waits for the receiver from now on.
     pub(crate) fn end(&mut self, now: Millis) {
-        self.settle(now);
-        (self.pauses, self.harmed) = (false, 0);
+        if let Some(account) = &mut self.0 {
+            account.settle(now);
+            (account.pauses, account.harmed) = (false, 0);
+        }
     }
 
     /// Owes no more than this from now on: a process that stood still for a minute says nothing of
     /// the receiver.
     pub(crate) fn cap(&mut self, most_ms: u64) {
-        self.owed_us = self.owed_us.min(most_ms.saturating_mul(1000));
+        if let Some(account) = &mut self.0 {
+            account.owed_us = account.owed_us.min(most_ms.saturating_mul(1000));
+        }
     }
 
     /// Counts what has happened up to now.
     pub(crate) fn settle(&mut self, now: Millis) {
+        if let Some(account) = &mut self.0 {
+            account.settle(now);
+        }
+    }
+
+    /// Whether the receiver owes more than this.
+    pub(crate) fn exceeds(&self, grace_ms: u64) -> bool {
+        self.0.as_ref().is_some_and(|account| account.owed_us > grace_ms.saturating_mul(1000))
+    }
+}
+
+impl Account {
+    fn settle(&mut self, now: Millis) {
         let elapsed_us = 1000 * now.saturating_sub(self.settled_at);
         let paid_us = std::mem::take(&mut self.taken) * self.harmed / WORTH + elapsed_us / FORGIVEN;
         let cost_us = if self.harmed > 0 { elapsed_us } else { 0 };
         self.owed_us = (self.owed_us + cost_us).saturating_sub(paid_us);
         self.settled_at = self.settled_at.max(now);
-    }
-
-    /// Whether the receiver owes more than this.
-    pub(crate) fn exceeds(&self, grace_ms: u64) -> bool {
-        self.owed_us > grace_ms.saturating_mul(1000)
     }
 }
 
