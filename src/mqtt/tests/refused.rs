@@ -453,8 +453,13 @@ fn each_property_has_its_packets_and_stands_once() {
             let repeatable =
                 number == 0x26 || (number == 0x0B && home.0 == 0x30 && home.1 == Server);
             let allowed = home.4.contains(&number);
-            assert_eq!(once, if allowed { Ok(()) } else { Err(ProtocolError) }, "{context}");
-            let expected = if allowed && repeatable { Ok(()) } else { Err(ProtocolError) };
+            // 2.2.2.2: not valid for its packet type, whoever sent that.
+            let invalid = HOMES.iter().all(|other| {
+                (other.0, other.2.len()) != (home.0, home.2.len()) || !other.4.contains(&number)
+            });
+            let reason = if invalid { MalformedPacket } else { ProtocolError };
+            assert_eq!(once, if allowed { Ok(()) } else { Err(reason) }, "{context}");
+            let expected = if allowed && repeatable { Ok(()) } else { Err(reason) };
             assert_eq!(twice, expected, "{context} twice");
         }
     }
