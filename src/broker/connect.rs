@@ -18,7 +18,7 @@ use crate::mqtt::{
 };
 use crate::session::InboundAliases;
 
-/// A CONNECT that waits for the authenticator.
+/// A CONNECT that waits for the authenticator, or for what an earlier connection has sent.
 pub(crate) struct Asking {
     pub(crate) connect: Admission,
     pub(crate) answer: Pin<Box<dyn Future<Output = Result<(), ReasonCode>> + Send>>,
@@ -41,6 +41,8 @@ pub(crate) struct Admission {
     pub(crate) topic_alias_maximum: u16,
     pub(crate) problem_information: bool,
     pub(crate) is_bridge: bool,
+    /// The connection that has the session could say all that it had sent.
+    pub(crate) has_waited: bool,
 }
 
 impl Link {
@@ -147,6 +149,7 @@ impl Link {
                 .min(config.max_outbound_aliases),
             problem_information: properties.request_problem_information.unwrap_or(true),
             is_bridge: connect.bridge,
+            has_waited: false,
         };
         Ok((admission, credentials))
     }
@@ -183,10 +186,10 @@ impl Link {
         Ok(Box::new(will))
     }
 
-    /// The authenticator answered.
+    /// The authenticator answered, or the connection that had the session was waited for.
     pub(crate) fn on_answer(
         &mut self,
-        admission: Admission,
+        mut admission: Admission,
         answer: Result<(), ReasonCode>,
         turn: &mut Turn,
     ) -> Result<(), Cause> {
@@ -198,6 +201,18 @@ impl Link {
         if self.connack(&admission, expiry_secs, true).len() > max as usize {
             let what = "CONNACK is larger than the client takes";
             return Err(refuse(version, max, ReasonCode::PacketTooLarge, what, turn));
+        }
+        // A client may send DISCONNECT and connect again before we have read it. It is not taken
+        // over, what it published counts, and its will does not [MQTT-3.14.4-3].
+        if !std::mem::replace(&mut admission.has_waited, true)
+            && let Some(last_words) = self.broker.last_words(&admission.client_id)
+        {
+            let answer = Box::pin(async move {
+                last_words.await;
+                Ok(())
+            });
+            self.ask(Asking { connect: admission, answer });
+            return Ok(());
         }
         let admitted =
             self.broker.admit(&admission, expiry_secs, turn, |session_present| Attachment {

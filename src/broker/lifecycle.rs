@@ -13,7 +13,7 @@ use super::journal::Position;
 use super::kept::Kept;
 use super::link::disconnect_packet;
 use super::mailbox::{Attachment, LinkState};
-use super::outlet::Order;
+use super::outlet::{LastWords, Order};
 use super::remains::Remains;
 use super::session::{Flow, Session};
 use super::shared::{give_away, take_orphans};
@@ -193,6 +193,13 @@ impl Broker {
         }
         session.set_flow(Flow::Open);
         session.update_flow(state, self.config(), turn.now, &mut turn.woken);
+    }
+
+    /// What the connection that has this client's session has sent and nobody has read yet.
+    pub(crate) fn last_words(&self, client_id: &str) -> Option<LastWords> {
+        let session = self.sessions().get(client_id)?;
+        let outlet = session.lock().link.as_ref()?.outlet.clone();
+        outlet.last_words()
     }
 
     /// Takes the session from the connection that has it, if any: the client connected again

@@ -73,7 +73,7 @@ pub use link::{Goodbye, Link, Progress};
 pub use message::{Message, PublishRef};
 #[cfg(test)]
 pub(crate) use outlet::Deaf;
-pub use outlet::{Order, Outlet, Pulse, SharedOutlet};
+pub use outlet::{LastWords, Order, Outlet, Pulse, SharedOutlet};
 pub use providers::{
     AllowAll, Answer, Authenticator, Authorizer, Credentials, MemorySessions, MemoryTopics,
     SessionsProvider, TopicsProvider,

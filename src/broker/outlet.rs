@@ -1,5 +1,6 @@
 //! Where a connection's bytes go, and what the broker knows of its clock.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -23,7 +24,16 @@ pub trait Outlet: Send + Sync {
 
     /// The connection's clock and orders.
     fn pulse(&self) -> &Pulse;
+
+    /// What the peer has sent and the connection's task has not come to yet, if there is any: ready
+    /// when it has, or after a while.
+    fn last_words(self: Arc<Self>) -> Option<LastWords> {
+        None
+    }
 }
+
+/// See [`Outlet::last_words`].
+pub type LastWords = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What is asked of a connection from outside its own task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

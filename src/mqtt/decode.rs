@@ -132,7 +132,12 @@ impl<'a> Frame<'a> {
     ) -> Result<Packet<'a>, DecodeError> {
         let packet_type =
             self.packet_type().ok_or(DecodeError::malformed("packet type 0 is reserved"))?;
-        check_flags(packet_type, self.first & 0x0F, version)?;
+        let own_version = if packet_type == PacketType::Connect {
+            connect_version(self.body).unwrap_or(version)
+        } else {
+            version
+        };
+        check_flags(packet_type, self.first & 0x0F, own_version)?;
         check_sender(packet_type, version, sender)?;
         Ok(match packet_type {
             PacketType::Connect => Packet::Connect(Box::new(connect::decode(reader)?)),
@@ -173,14 +178,10 @@ pub fn connect_version(body: &[u8]) -> Option<Version> {
     connect::protocol(&mut Reader::new(body)).ok().map(|(version, _bridge)| version)
 }
 
-/// The lower four bits of the first byte `[MQTT-2.1.3-1]` (3.1.1: `[MQTT-2.2.2-2]`).
+/// The lower four bits of the first byte `[MQTT-2.1.3-1]` (3.1.1: `[MQTT-2.2.2-2]`), which is not
+/// PUBLISH's. 3.1 has hardly any use for them, and its clients set what they like.
 fn check_flags(packet_type: PacketType, flags: u8, version: Version) -> Result<(), DecodeError> {
-    let dup_counts_in_v31 =
-        matches!(packet_type, PacketType::PubRel | PacketType::Subscribe | PacketType::Unsubscribe)
-            && version == Version::V31;
-    // 3.1 marks these three as "sent before, perhaps" like PUBLISH.
-    let flags = if dup_counts_in_v31 { flags & !0x08 } else { flags };
-    if flags == packet_type.flags() {
+    if version == Version::V31 || flags == packet_type.flags() {
         Ok(())
     } else {
         Err(DecodeError::malformed("the reserved flags of the first byte are wrong"))

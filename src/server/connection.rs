@@ -17,7 +17,7 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::mpsc;
 
 use super::Clock;
-use super::port::Port;
+use super::port::{Port, Reading};
 use super::rest;
 use crate::broker::{Broker, Goodbye, Link, Outlet, Pulse, SharedOutlet, Turn, memory};
 
@@ -113,12 +113,19 @@ impl Serving {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Goodbye> {
         self.port.belongs_to(context.waker());
-        SCRATCH.with(|scratch| {
+        self.port.set_reading(Reading::Busy);
+        let polled = SCRATCH.with(|scratch| {
             let scratch = &mut *scratch.borrow_mut();
             let polled = self.poll_with(context, scratch);
             scratch.turn.finish(&self.link.broker);
             polled
-        })
+        });
+        self.port.set_reading(match polled {
+            Poll::Ready(_) => Reading::Over,
+            Poll::Pending if self.unfinished => Reading::Busy,
+            Poll::Pending => Reading::Idle,
+        });
+        polled
     }
 
     fn poll_with(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Goodbye> {

@@ -1,13 +1,32 @@
 //! The writing side of one TCP connection: an [`Outlet`] over a socket.
 
 use std::io::ErrorKind;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
+use std::time::Duration;
+
+use rustix::net::RecvFlags;
 
 use tokio::net::tcp::OwnedWriteHalf;
 
-use crate::broker::{Outlet, Pulse};
+use crate::broker::{LastWords, Outlet, Pulse};
+
+/// How long another connection of the same client waits at most for what this one has sent.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// What the reading side is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Reading {
+    /// Nothing: what is there lies in the socket.
+    Idle = 0,
+    /// It has bytes in hand, or may have.
+    Busy = 1,
+    /// It has ended.
+    Over = 2,
+}
 
 /// See the module. Any thread may write through it; the broker sees to it that only one does at a
 /// time.
@@ -18,6 +37,7 @@ pub(super) struct Port {
     task: OnceLock<Waker>,
     wants_room: AtomicBool,
     broken: AtomicBool,
+    reading: AtomicU8,
 }
 
 impl Port {
@@ -28,6 +48,23 @@ impl Port {
             task: OnceLock::new(),
             wants_room: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            reading: AtomicU8::new(Reading::Idle as u8),
+        }
+    }
+
+    pub(super) fn set_reading(&self, reading: Reading) {
+        self.reading.store(reading as u8, Ordering::SeqCst);
+    }
+
+    /// Whether the peer has sent something, be it its end, that was not handled yet.
+    fn has_last_words(&self) -> bool {
+        // First the socket: what the reader takes out of it after that, it has in hand.
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = rustix::net::recv(self.socket.as_ref(), &mut [0; 1], flags);
+        match self.reading.load(Ordering::SeqCst) {
+            reading if reading == Reading::Over as u8 => false,
+            reading if reading == Reading::Busy as u8 => true,
+            _ => !matches!(peeked, Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR)),
         }
     }
 
@@ -82,5 +119,18 @@ impl Outlet for Port {
 
     fn pulse(&self) -> &Pulse {
         &self.pulse
+    }
+
+    fn last_words(self: Arc<Self>) -> Option<LastWords> {
+        self.has_last_words().then(|| {
+            Box::pin(async move {
+                let heard = async {
+                    while self.has_last_words() {
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
+                };
+                let _ = tokio::time::timeout(LAST_WORDS, heard).await;
+            }) as LastWords
+        })
     }
 }

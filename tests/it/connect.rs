@@ -505,6 +505,29 @@ fn nothing_is_processed_after_disconnect() {
 }
 
 #[test]
+fn bits_that_3_1_does_not_use_do_not_count() {
+    // 3.1: "not used" in the fixed headers of all packets but PUBLISH, PUBREL, SUBSCRIBE and
+    // UNSUBSCRIBE, and clients of its time have them as they come
+    let with_first = |first: u8, bytes: Vec<u8>| [&[first], &bytes[1..]].concat();
+    let will = topic();
+    let mut watcher = broker().join(V31);
+    watcher.subscribe(&will, 0);
+    for flags in [0x00, 0x02, 0x04, 0x0B] {
+        let mut peer = broker().open(V31);
+        let packet = connect(client_id()).will(&will, "gone", 0).bytes(V31);
+        peer.send(with_first(0x10 | flags, packet)).expect_connack(0);
+        peer.send(with_first(0x80 | flags, subscribe(1).to("a", 1).bytes(V31)));
+        peer.expect_suback(1, &[1]);
+        peer.send(with_first(0xA0 | flags, unsubscribe(2).from("a").bytes(V31)));
+        peer.expect_unsuback(2, &[]);
+        peer.send(with_first(0x60 | flags, pubrel(3).bytes(V31))).expect_ack(pubcomp(3));
+        peer.send([0xC0 | flags, 0]).expect(Packet::Pingresp);
+        peer.send([0xE0 | flags, 0]).expect_closed();
+    }
+    watcher.expect_silence();
+}
+
+#[test]
 fn reserved_bits_of_disconnect_must_be_zero() {
     // [MQTT-3.14.1-1]; in 3.1 they are not used
     each(&[V311, V5], |v| {

@@ -135,3 +135,25 @@ fn old_connection_that_does_not_read_cannot_keep_the_session() {
         heir.expect_silence();
     });
 }
+
+#[test]
+fn what_was_sent_before_connecting_again_counts() {
+    // [MQTT-3.14.4-3], 3.1.4: the client has left and come back, however far the broker is
+    each(ALL, |v| {
+        let topic = topic();
+        let mut watcher = broker().join(v);
+        watcher.subscribe(&topic, 0);
+        let id = client_id();
+        let mut first = broker().connect(v, connect(&id).will(&topic, "gone", 0));
+        let mut bytes = publish(&topic, "sent").bytes(v).repeat(10_000);
+        bytes.extend(disconnect().bytes(v));
+        first.send(bytes);
+        let mut second = broker().connect(v, connect(&id));
+        for (_, payload) in watcher.expect_publishes(10_000) {
+            assert_eq!(payload, "sent");
+        }
+        watcher.expect_silence(); // no will
+        first.expect_closed();
+        second.expect_silence();
+    });
+}

@@ -26,6 +26,8 @@ pub(crate) struct Place {
     allowed: u64,
     /// Those that may stand there more than once.
     repeatable: u64,
+    /// Those that only the other side may send in such a packet.
+    others: u64,
 }
 
 impl Place {
@@ -37,19 +39,25 @@ impl Place {
         0x29, 0x2A,
     ]);
     /// A client must not send a subscription identifier `[MQTT-3.3.4-6]`.
-    const PUBLISH_FROM_CLIENT: Self = Self::of(&[0x01, 0x02, 0x03, 0x08, 0x09, 0x23, 0x26]);
+    const PUBLISH_FROM_CLIENT: Self = Self {
+        others: set(&[SUBSCRIPTION_IDENTIFIER]),
+        ..Self::of(&[0x01, 0x02, 0x03, 0x08, 0x09, 0x23, 0x26])
+    };
     /// There is one identifier for each subscription that matched.
     const PUBLISH_FROM_SERVER: Self = Self {
         allowed: Self::PUBLISH_FROM_CLIENT.allowed | set(&[SUBSCRIPTION_IDENTIFIER]),
         repeatable: set(&[USER_PROPERTY, SUBSCRIPTION_IDENTIFIER]),
+        others: 0,
     };
     /// PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK and UNSUBACK.
     pub(crate) const ACK: Self = Self::of(&[0x1F, 0x26]);
     pub(crate) const SUBSCRIBE: Self = Self::of(&[0x0B, 0x26]);
     pub(crate) const UNSUBSCRIBE: Self = Self::of(&[0x26]);
-    const DISCONNECT_FROM_CLIENT: Self = Self::of(&[0x11, 0x1F, 0x26]);
+    const DISCONNECT_FROM_CLIENT: Self =
+        Self { others: set(&[0x1C]), ..Self::of(&[0x11, 0x1F, 0x26]) };
     /// A server must not send a session expiry interval here `[MQTT-3.14.2-2]`.
-    const DISCONNECT_FROM_SERVER: Self = Self::of(&[0x1C, 0x1F, 0x26]);
+    const DISCONNECT_FROM_SERVER: Self =
+        Self { others: set(&[0x11]), ..Self::of(&[0x1C, 0x1F, 0x26]) };
     pub(crate) const AUTH: Self = Self::of(&[0x15, 0x16, 0x1F, 0x26]);
 
     pub(crate) const fn publish(sender: Role) -> Self {
@@ -67,7 +75,7 @@ impl Place {
     }
 
     const fn of(numbers: &[u8]) -> Self {
-        Self { allowed: set(numbers), repeatable: set(&[USER_PROPERTY]) }
+        Self { allowed: set(numbers), repeatable: set(&[USER_PROPERTY]), others: 0 }
     }
 }
 
@@ -202,8 +210,12 @@ fn decode_some<'a>(mut reader: Reader<'a>, place: Place) -> Result<Properties<'a
         if bit & KNOWN == 0 {
             return Err(UNKNOWN);
         }
+        if bit & place.others != 0 {
+            return Err(DecodeError::protocol("only the other side may send this property"));
+        }
         if bit & place.allowed == 0 {
-            return Err(DecodeError::protocol("a property does not belong into such a packet"));
+            // 2.2.2.2
+            return Err(DecodeError::malformed("a property does not belong into such a packet"));
         }
         if bit & seen & !place.repeatable != 0 {
             return Err(DecodeError::protocol("a property stands twice"));

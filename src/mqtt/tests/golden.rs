@@ -397,14 +397,21 @@ fn subscribe_in_each_version() {
     );
 }
 
-/// 3.1 marks what is sent again in these packets too.
+/// 3.1 marks what is sent again in some of these packets too, and says of the rest "not used".
 #[test]
-fn dup_is_allowed_in_more_packets_in_3_1() {
-    let packet = Packet::Subscribe(subscribe());
-    let bytes = b"\x8A\x0B\0\x03\0\x03a/#\x02\0\0\0";
+fn flags_do_not_count_in_3_1() {
+    for first in [0x80, 0x82, 0x84, 0x8A] {
+        let packet = Packet::Subscribe(subscribe());
+        let bytes = [&[first], &b"\x0B\0\x03\0\x03a/#\x02\0\0\0"[..]].concat();
+        check_decoded(Version::V31, Role::Client, &bytes, &packet);
+    }
+    for first in [0x60, 0x64, 0x6A] {
+        let packet = Packet::PubRel(Ack::new(id(1), ReasonCode::Success));
+        check_decoded(Version::V31, Role::Client, &[first, 2, 0, 1], &packet);
+    }
+    let packet = Packet::Connect(Box::new(connect(Version::V31)));
+    let bytes = b"\x14\x10\0\x06MQIsdp\x03\x02\0\x3C\0\x02me";
     check_decoded(Version::V31, Role::Client, bytes, &packet);
-    let packet = Packet::PubRel(Ack::new(id(1), ReasonCode::Success));
-    check_decoded(Version::V31, Role::Client, b"\x6A\x02\0\x01", &packet);
     let properties = Properties::default();
     let packet =
         Packet::Unsubscribe(Unsubscribe { packet_id: id(1), properties, filters: vec!["t"] });
