@@ -356,9 +356,10 @@ impl Broker {
         lock(&self.groups).retain(|_, group| Arc::strong_count(group) > 1 || !group.is_empty());
     }
 
-    /// Share groups at present.
+    /// Share groups that have members. One without may be known for longer: to a publisher that
+    /// remembers where its last messages went.
     pub(crate) fn share_group_count(&self) -> usize {
-        lock(&self.groups).len()
+        lock(&self.groups).values().filter(|group| !group.is_empty()).count()
     }
 
     /// Has the sessions looked at until they are not full any more.

@@ -312,6 +312,19 @@ fn a_member_that_has_ended_is_out_of_its_group_at_once() {
     assert_eq!(broker.share_group_count(), 1);
 }
 
+/// A publisher that was silent after its last member had left kept a group in the figures.
+#[test]
+fn a_group_without_members_does_not_count() {
+    let broker = broker();
+    let mut member = Peer::connect(&broker, "member", true);
+    member.subscribe("$share/g/a/b", QoS::AtMostOnce);
+    let mut publisher = Peer::connect(&broker, "publisher", true);
+    publisher.show_all(frame("1"));
+    assert_eq!((member.take(), broker.share_group_count()), (vec!["0 false 1".to_owned()], 1));
+    drop(member);
+    assert_eq!(broker.share_group_count(), 0);
+}
+
 #[test]
 fn a_group_that_was_forgotten_does_not_take_the_next_one_of_its_name_with_it() {
     let broker = broker();
