@@ -411,12 +411,11 @@ impl Broker {
             let Some(session) = wills.0.next() else { return false };
             turn.add_steps(1);
             let mut state = session.lock();
-            if state.link.is_none() {
-                continue; // its will is due later, here or after a restart
-            }
-            // One with a delay can still be taken back after a restart.
+            // One with a delay can still be taken back after a restart, or be due then. A session that
+            // does not last ends with this process, connected or not, and a delay with it.
             let lasts = state.durable.is_some();
-            let due = state.will.take_if(|will| will.delay_secs == 0 || !lasts);
+            let is_away = state.link.is_none();
+            let due = state.will.take_if(|will| !lasts || (will.delay_secs == 0 && !is_away));
             drop(state);
             if let Some(will) = due {
                 self.publish_will(&will, turn);

@@ -55,6 +55,32 @@ fn messages_acknowledged_before_the_end_reach_their_subscribers() {
     subscriber.expect_dropped(&[code::SHUTTING_DOWN]);
 }
 
+/// The will of a client that was away was forgotten with its delay; that of one that was still there
+/// was published.
+#[test]
+fn delayed_wills_do_not_outlive_sessions_in_memory() {
+    // [MQTT-3.1.2-8]: the session ends with the broker, and the delay with the session
+    let Some(broker) = broker_with(&[]) else { return };
+    if std::env::var_os("SURGEMQ_TEST_DURABLE").is_some() {
+        return; // sessions outlive it
+    }
+    let topic = topic();
+    let mut watcher = broker.join(V5);
+    watcher.subscribe(&topic, 0);
+    let mortal = |text| {
+        let will = connect(client_id()).durable().will(&topic, text, 1);
+        broker.connect(V5, will.will_prop(will_delay(600)))
+    };
+    let mut away = mortal("away");
+    let _there = mortal("there");
+    away.send(disconnect().code(code::WITH_WILL)).expect_closed();
+    broker.terminate();
+    let wills = watcher.expect_publishes(2).into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+    assert_eq!(wills, ["away", "there"]);
+    watcher.expect_dropped(&[code::SHUTTING_DOWN]);
+    assert!(broker.exit_status().success());
+}
+
 fn end_of(mut process: Child) -> ExitStatus {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
