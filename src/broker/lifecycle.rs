@@ -405,24 +405,35 @@ impl Broker {
         if is_over { Vec::new() } else { take_orphans(session, state) }
     }
 
-    /// Publishes the wills of all connected clients, because their connections are about to be
-    /// closed by us.
-    pub(crate) fn publish_all_wills(&self, turn: &mut Turn) {
-        for session in self.sessions().all() {
+    /// The wills that are to be published before all connections are closed by us: while those who
+    /// want them are still there.
+    pub fn last_wills(&self) -> LastWills {
+        LastWills(self.sessions().all().into_iter())
+    }
+
+    /// Publishes the next of them, as long as the turn lasts. False: that was all. What is left is
+    /// published as its connections end.
+    pub fn publish_last_wills(&self, wills: &mut LastWills, turn: &mut Turn) -> bool {
+        while !turn.is_over() {
+            let Some(session) = wills.0.next() else { return false };
+            turn.add_steps(1);
             let mut state = session.lock();
-            if state.link.is_none() {
-                continue; // its will is due later, here or after a restart
-            }
-            // One with a delay can still be taken back after a restart.
+            // One with a delay can still be taken back after a restart, or be due then. A session that
+            // does not last ends with this process, connected or not, and a delay with it.
             let lasts = state.durable.is_some();
-            let due = state.will.take_if(|will| will.delay_secs == 0 || !lasts);
+            let is_away = state.link.is_none();
+            let due = state.will.take_if(|will| !lasts || (will.delay_secs == 0 && !is_away));
             drop(state);
             if let Some(will) = due {
                 self.publish_will(&will, turn);
             }
         }
+        true
     }
 }
+
+/// See [`Broker::last_wills`].
+pub struct LastWills(std::vec::IntoIter<Arc<Session>>);
 
 /// When a session without a connection ends.
 pub(crate) fn ends_at(expiry_secs: u32, now: Millis) -> Option<Millis> {

@@ -69,6 +69,7 @@ use hashbrown::{DefaultHashBuilder, HashMap};
 pub use config::{Config, QueuePolicy};
 pub use index::Stamp;
 pub use journal::{Batch, Haste, Journal, JournalFigures, Operation, Position, RecordId, Recovery};
+pub use lifecycle::LastWills;
 pub use link::{Goodbye, Link, Progress};
 pub use message::{Message, PublishRef};
 #[cfg(test)]
@@ -287,10 +288,9 @@ impl Broker {
         self.last_tick.load(Ordering::Relaxed)
     }
 
-    /// Begins to stop: publishes the wills of everybody connected, then has every connection
-    /// closed, 5.0 clients with "server shutting down".
-    pub fn shut_down(&self, turn: &mut Turn) {
-        self.publish_all_wills(turn);
+    /// Has every connection closed, 5.0 clients with "server shutting down". Those whose wills are to
+    /// be published have to be closed after that: [`last_wills`](Self::last_wills) comes first.
+    pub fn shut_down(&self) {
         self.stopping.store(true, Ordering::Release);
         let outlets: Vec<_> = lock(&self.connections).iter().cloned().collect();
         for outlet in outlets {
@@ -358,9 +358,10 @@ impl Broker {
         lock(&self.groups).retain(|_, group| Arc::strong_count(group) > 1 || !group.is_empty());
     }
 
-    /// Share groups at present.
+    /// Share groups that have members. One without may be known for longer: to a publisher that
+    /// remembers where its last messages went.
     pub(crate) fn share_group_count(&self) -> usize {
-        lock(&self.groups).len()
+        lock(&self.groups).values().filter(|group| !group.is_empty()).count()
     }
 
     /// Has the sessions looked at until they are not full any more.

@@ -26,8 +26,9 @@ const EXIT_DESCRIPTORS: u8 = 4;
 const EXIT_DATA_DIR: u8 = 5;
 /// Turns of connections after which a worker looks for new events.
 const TURNS_PER_POLL: u32 = 4;
-/// How long stopping may take.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// How long clients have to be told, wills and what waits to be sent, and the disk to be written to:
+/// together with what follows less than the five seconds that are promised.
+const STOP_WITHIN: Duration = Duration::from_millis(3_500);
 /// And after that for turns that have begun.
 const LAST_TURNS: Duration = Duration::from_millis(500);
 /// The default of --max-connections: less if the system allows fewer descriptors.
@@ -266,17 +267,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, bind) if bind.is_empty() => vec!["127.0.0.1:1883".to_owned()],
         (None, bind) => bind,
     };
-    let connections = config.max_connections;
-    let builder = Server::builder().config(config);
-    let (server, where_kept) = match args.disk.open(builder) {
-        Ok(server) => server,
-        Err(error) => {
-            eprintln!("surgemq: {error}");
-            return Ok(ExitCode::from(EXIT_DATA_DIR));
-        }
-    };
-    let limits = format!("up to {connections} connections; {where_kept}");
-    run_in(runtime, serve(server, &addresses, args.port.is_some(), &limits))
+    run_in(runtime, serve(config, args.disk, &addresses, args.port.is_some()))
 }
 
 fn runtime(threads: Option<usize>, rest: Duration) -> io::Result<Runtime> {
@@ -300,7 +291,7 @@ fn run_in<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
 
 impl DiskArgs {
     /// The server, with what was kept, and a phrase about where that is.
-    fn open(&self, builder: Builder) -> Result<(Server, String), ServerError> {
+    fn open(self, builder: Builder) -> Result<(Server, String), ServerError> {
         let Some(dir) = &self.data_dir else {
             let phrase = "sessions and retained messages in memory only".to_owned();
             return Ok((builder.build(), phrase));
@@ -340,13 +331,31 @@ impl DiskArgs {
 }
 
 async fn serve(
-    server: Server,
+    config: Config,
+    disk: DiskArgs,
     addresses: &[String],
     any: bool,
-    limits: &str,
 ) -> anyhow::Result<ExitCode> {
-    // Before the start-up line: whoever reads it may send a signal at once.
+    // Before anything is read: that may last, and the first process of a container would not even
+    // be ended by a signal that it does not listen for.
     let mut signals = super::signals::Signals::listen().context("cannot listen for signals")?;
+    let connections = config.max_connections;
+    let builder = Server::builder().config(config);
+    let opened = tokio::select! {
+        opened = tokio::task::spawn_blocking(move || disk.open(builder)) => opened,
+        signal = signals.recv() => {
+            // What the reader is at the next start does again, as after any other end.
+            tracing::info!(signal = signal.name(), "stopping before the start is over");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let (server, where_kept) = match opened.context("the data directory could not be read")? {
+        Ok(server) => server,
+        Err(error) => {
+            eprintln!("surgemq: {error}");
+            return Ok(ExitCode::from(EXIT_DATA_DIR));
+        }
+    };
     let mut listening = Vec::new();
     let mut failure = None;
     for address in addresses {
@@ -361,13 +370,16 @@ async fn serve(
         return Ok(ExitCode::from(EXIT_LISTEN));
     }
     println!(
-        "surgemq {} listening on {} (MQTT 3.1, 3.1.1, 5.0; {limits})",
+        "surgemq {} listening on {} (MQTT 3.1, 3.1.1, 5.0; up to {connections} connections; \
+         {where_kept})",
         env!("CARGO_PKG_VERSION"),
         listening.join(", "),
     );
     let signal = signals.recv().await;
     tracing::info!(signal = signal.name(), "stopping");
     server.stop(STOP_WITHIN).await;
+    // The system takes gigabytes of messages back at once; to let go of them one by one takes seconds.
+    std::mem::forget(server);
     Ok(ExitCode::SUCCESS)
 }
 

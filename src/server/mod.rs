@@ -54,6 +54,10 @@ use connection::Connection;
 const BACKLOG: i32 = 4096;
 /// How long to wait when the process has no descriptor left for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long wills may take when a server is dropped.
+const LAST_WILLS: Duration = Duration::from_secs(2);
+/// What the disk has at least when a server stops, for what is not on it yet.
+const LAST_WRITES: Duration = Duration::from_millis(500);
 /// How often the log says so at most.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
@@ -396,26 +400,41 @@ impl Server {
     }
 
     /// Stops: accepts nobody any more, publishes the wills of those connected, tells 5.0 clients,
-    /// writes what waits to be written, and returns when all is closed or `within` is over.
+    /// writes what waits to be written, and returns when all is closed or `within` is over. What is
+    /// still to go to disk gets a little more if need be; nothing that was acknowledged is part of
+    /// that.
     pub async fn stop(&self, within: Duration) {
-        self.begin_to_stop();
+        let end = Instant::now() + within;
+        self.begin_to_stop(within / 2);
         drop(self.alive.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut ended = self.ended.lock().await;
-        let _ = tokio::time::timeout(within, async { while ended.recv().await.is_some() {} }).await;
+        let closed = async { while ended.recv().await.is_some() {} };
+        let _ = tokio::time::timeout_at(end.into(), closed).await;
         if let Some(store) = self.store.clone() {
             // Nobody is there any more to wait for what is written now.
-            let _ = tokio::task::spawn_blocking(move || store.close()).await;
+            let closed = tokio::task::spawn_blocking(move || store.close());
+            let end = end.max(Instant::now() + LAST_WRITES);
+            if tokio::time::timeout_at(end.into(), closed).await.is_err() {
+                tracing::warn!("the data directory could not be written to the end in time");
+            }
         }
     }
 
-    fn begin_to_stop(&self) {
+    /// Wills may take so long, before connections are closed.
+    fn begin_to_stop(&self, wills_within: Duration) {
         if self.stopping.send_replace(true) {
             return;
         }
+        let began = Instant::now();
         let mut turn = Turn::default();
-        turn.begin(self.clock.now());
-        self.broker.shut_down(&mut turn);
-        turn.finish(&self.broker);
+        let mut wills = self.broker.last_wills();
+        let mut more = true;
+        while more && began.elapsed() < wills_within {
+            turn.begin(self.clock.now());
+            more = self.broker.publish_last_wills(&mut wills, &mut turn);
+            turn.finish(&self.broker);
+        }
+        self.broker.shut_down();
     }
 
     fn alive(&self) -> Option<mpsc::Sender<()>> {
@@ -433,7 +452,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.begin_to_stop();
+        self.begin_to_stop(LAST_WILLS);
     }
 }
 

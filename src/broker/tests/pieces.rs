@@ -257,7 +257,7 @@ fn a_connection_is_lost_in_the_middle_of_a_list() {
     let mut peer = Peer::connect(&broker, "c", true);
     let mut list = subscribe(Version::V311, many());
     assert!(peer.show(&mut list).expect("the link stays open").more);
-    peer.link.broker.shut_down(&mut Turn::default());
+    peer.link.broker.shut_down();
     let mut turn = Turn::default();
     let goodbye = peer.link.on_order(&mut turn).expect("it is told to end");
     assert_eq!(goodbye.why, "the server is shutting down");
@@ -362,6 +362,19 @@ fn a_member_that_has_ended_is_out_of_its_group_at_once() {
     turn.finish(&broker);
     assert_eq!(other.take(), ["0 false 1"]);
     assert_eq!(broker.share_group_count(), 1);
+}
+
+/// A publisher that was silent after its last member had left kept a group in the figures.
+#[test]
+fn a_group_without_members_does_not_count() {
+    let broker = broker();
+    let mut member = Peer::connect(&broker, "member", true);
+    member.subscribe("$share/g/a/b", QoS::AtMostOnce);
+    let mut publisher = Peer::connect(&broker, "publisher", true);
+    publisher.show_all(frame("1"));
+    assert_eq!((member.take(), broker.share_group_count()), (vec!["0 false 1".to_owned()], 1));
+    drop(member);
+    assert_eq!(broker.share_group_count(), 0);
 }
 
 #[test]
@@ -588,4 +601,38 @@ fn a_broker_that_is_dropped_lets_go_of_what_is_left() {
     drop(broker);
     assert!(session.upgrade().is_none(), "somebody still holds it");
     assert_eq!(Arc::strong_count(&held), 1);
+}
+
+/// All of them in one turn kept a broker with 2,000 clients that had wills for one another from
+/// ending for more than ten seconds, and filled its memory.
+#[test]
+fn the_last_wills_are_published_in_many_turns() {
+    const CLIENTS: usize = 200;
+    let broker = broker();
+    let mut clients: Vec<_> = (0..CLIENTS)
+        .map(|n| {
+            let mut client = Peer::connect_with(&broker, &n.to_string(), true, Some("will"));
+            client.show_all(subscribe(
+                Version::V311,
+                [("a/b".to_owned(), QoS::AtMostOnce)].into_iter(),
+            ));
+            client.take_bytes();
+            client
+        })
+        .collect();
+    let mut wills = broker.last_wills();
+    let mut turn = Turn::default();
+    let mut turns = 1;
+    while broker.publish_last_wills(&mut wills, &mut turn) {
+        turn.finish(&broker);
+        turn.begin(1);
+        turns += 1;
+    }
+    turn.finish(&broker);
+    assert!(turns > 1, "{turns}");
+    let got: Vec<_> = clients.iter_mut().map(|client| client.take_bytes().len()).collect();
+    assert!(got.iter().all(|bytes| *bytes > 0 && *bytes == got[0]), "{got:?}");
+    assert_eq!(got[0] % CLIENTS, 0, "one of each");
+    broker.shut_down();
+    drop(clients);
 }

@@ -11,6 +11,7 @@ mod full;
 mod received;
 mod retained;
 mod sessions;
+mod takeovers;
 mod upgrade;
 mod wills;
 
