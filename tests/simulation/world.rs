@@ -662,9 +662,14 @@ impl<'a> World<'a> {
                 self.ledger.messages[number].will = Some(WillFate::Any);
             }
         }
-        self.turn.begin(self.now);
-        self.broker.shut_down(&mut self.turn);
-        self.turn.finish(&self.broker);
+        let mut wills = self.broker.last_wills();
+        let mut more = true;
+        while more {
+            self.turn.begin(self.now);
+            more = self.broker.publish_last_wills(&mut wills, &mut self.turn);
+            self.turn.finish(&self.broker);
+        }
+        self.broker.shut_down();
         for at in 0..self.clients.len() {
             self.wake(at);
         }

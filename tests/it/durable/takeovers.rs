@@ -67,7 +67,7 @@ fn grab(broker: &Broker, v: Version, id: &str, nth: usize, books: &Mutex<Books>)
             Some(Some(Packet::Connack(got))) => assert!(got.code == 0 && got.session_present),
             Some(Some(Packet::Publish(got))) => {
                 open(books).note(&got, asked);
-                if (n + nth) % 4 > 0 {
+                if !(n + nth).is_multiple_of(4) {
                     peer.send(pubrec(got.id));
                 }
             }
