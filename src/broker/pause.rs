@@ -64,7 +64,8 @@ impl PauseDebt {
     /// The receiver is full from now on. What it took while it was not pays for nothing.
     pub(crate) fn begin(&mut self, now: Millis) {
         self.end(now);
-        self.0.get_or_insert_default().pauses = true;
+        let opened = || Box::new(Account { settled_at: now, ..Account::default() });
+        self.0.get_or_insert_with(opened).pauses = true;
     }
 
     /// A publisher waits that has so many receivers, and others of them have nothing to do.
