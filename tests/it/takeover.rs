@@ -1,6 +1,6 @@
 //! Two connections with one client identifier: the new one wins.
 
-use crate::broker::{broker, client_id, each, topic};
+use crate::broker::{PATIENCE, broker, client_id, each, topic};
 use crate::wire::*;
 
 #[test]
@@ -155,5 +155,21 @@ fn what_was_sent_before_connecting_again_counts() {
         watcher.expect_silence(); // no will
         first.expect_closed();
         second.expect_silence();
+    });
+}
+
+#[test]
+fn old_connection_that_sends_without_end_cannot_keep_the_session() {
+    // [MQTT-3.1.4-3]: what it has sent is read for a while, and then the new one is served
+    each(ALL, |v| {
+        let id = client_id();
+        let mut first = broker().connect(v, connect(&id).durable());
+        let bytes = publish(topic(), "more").bytes(v).repeat(1_000);
+        std::thread::scope(|scope| {
+            // Until the broker closes the connection: then no more is taken.
+            scope.spawn(|| while first.send_for(&bytes, PATIENCE) == bytes.len() {});
+            let mut second = broker().connect(v, connect(&id).durable());
+            second.expect_silence();
+        });
     });
 }
