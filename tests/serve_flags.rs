@@ -1,9 +1,11 @@
 //! `surgemq serve` as an operator meets it: where it listens, and what it says about what it cannot
 //! do. What it does as a broker is in `tests/it`.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn serve(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_surgemq"));
@@ -91,4 +93,43 @@ fn wrong_values_are_told_plainly() {
         assert_eq!(was, Some(code), "{arguments}: {stderr}");
         assert!(stderr.contains(words), "{arguments}: {stderr}");
     }
+}
+
+/// The first line that could not be logged was a panic: of a connection, of the ticker, of the thread
+/// that writes the data directory, and at the end an exit code of 101.
+#[test]
+fn a_log_that_cannot_be_written_harms_nobody() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let patience = Duration::from_secs(10);
+    // A free port may be somebody else's a moment later.
+    for _ in 0..10 {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = serve(&["-v", "--bind", &format!("127.0.0.1:{port}")]);
+        let mut broker = Running(command.stdout(full()).stderr(full()).spawn().unwrap());
+        let deadline = Instant::now() + patience;
+        let client = loop {
+            if let Some(status) = broker.0.try_wait().unwrap() {
+                assert_eq!(status.code(), Some(3), "{status}");
+                break None;
+            }
+            if let Ok(client) = TcpStream::connect(("127.0.0.1", port)) {
+                break Some(client);
+            }
+            assert!(Instant::now() < deadline, "it does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let Some(mut client) = client else { continue };
+        client.set_read_timeout(Some(patience)).unwrap();
+        client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\0\0\x01x\xc0\0").unwrap();
+        let mut answers = [0; 6];
+        client.read_exact(&mut answers).unwrap();
+        assert_eq!(answers, [0x20, 2, 0, 0, 0xD0, 0]);
+        drop(client);
+        let pid = rustix::process::Pid::from_child(&broker.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = broker.0.wait().unwrap();
+        assert!(status.success(), "{status}");
+        return;
+    }
+    panic!("no port stays free");
 }

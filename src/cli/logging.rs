@@ -37,6 +37,8 @@ pub(super) fn init(level: LogLevel, format: LogFormat) {
     let log = tracing_subscriber::fmt()
         .with_max_level(filter)
         .with_writer(std::io::stderr)
+        // It would say on stderr that stderr cannot be written, and panic because it cannot.
+        .log_internal_errors(false)
         .with_ansi(colors)
         .with_target(false);
     match format {

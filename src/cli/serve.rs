@@ -1,6 +1,6 @@
 //! `surgemq serve`: flags, the runtime, signals, the start-up line.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -369,12 +369,17 @@ async fn serve(
         eprintln!("surgemq: {}", explain(&error));
         return Ok(ExitCode::from(EXIT_LISTEN));
     }
-    println!(
+    let started = writeln!(
+        io::stdout(),
         "surgemq {} listening on {} (MQTT 3.1, 3.1.1, 5.0; up to {connections} connections; \
          {where_kept})",
         env!("CARGO_PKG_VERSION"),
         listening.join(", "),
     );
+    if let Err(error) = started {
+        // Who started it does not listen, which is no reason not to serve.
+        tracing::warn!(%error, "standard output cannot be written");
+    }
     let signal = signals.recv().await;
     tracing::info!(signal = signal.name(), "stopping");
     server.stop(STOP_WITHIN).await;
@@ -406,7 +411,6 @@ fn is_in_use(error: &ServerError) -> bool {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::io::Write;
     use std::os::unix::net::UnixStream as StdUnixStream;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Arc, mpsc};
