@@ -126,7 +126,6 @@ pub(super) struct Worker<'a> {
     control: &'a Control,
     state: &'a WorkerState,
     broken: Vec<Broken>,
-    next_turn: u64,
     kicked: bool,
     swept: bool,
 }
@@ -176,7 +175,6 @@ impl<'a> Worker<'a> {
             control,
             state,
             broken: Vec::new(),
-            next_turn: 0,
             kicked: false,
             swept: false,
         })
@@ -233,14 +231,12 @@ impl<'a> Worker<'a> {
             self.swept = true;
             self.everyone(now);
         }
-        if now >= self.next_turn && !self.swept {
-            self.next_turn = now + self.pace.turn;
+        if !self.swept {
             for _ in 0..TURNS_AT_ONCE {
                 let due = self.pace.next_due(&self.shared.schedule, now);
                 let Some(at) = due else { return };
                 self.publish(at, now);
             }
-            self.next_turn = now;
         }
     }
 
@@ -327,8 +323,7 @@ impl<'a> Worker<'a> {
         }
         let until_end = self.shared.timeline.until.saturating_sub(now);
         let next_due = self.pace.next(&self.shared.schedule).unwrap_or(u64::MAX);
-        let until_turn = next_due.max(self.next_turn).saturating_sub(now);
-        until_turn.min(until_end).min(LONGEST_WAIT)
+        next_due.saturating_sub(now).min(until_end).min(LONGEST_WAIT)
     }
 
     fn harvest(self) -> Harvest {
@@ -363,9 +358,10 @@ struct Pace {
     order: Vec<(u32, usize)>,
     at: usize,
     round: u64,
-    /// When this round began.
+    /// When this round began, or the last one if this has not.
     began: u64,
-    /// Nanoseconds from one look at the clock to the next.
+    /// Nanoseconds from the beginning of a round to the next at least. (Only a whole round may wait
+    /// for it: while some of the publishers are written to, messages become due for the others.)
     turn: u64,
 }
 
@@ -389,9 +385,12 @@ impl Pace {
     /// When the next turn is; `None` without a rate or without publishers.
     fn next(&self, schedule: &Schedule) -> Option<u64> {
         let (publisher, _) = self.order.get(self.at)?;
+        let earliest = if self.at == 0 { self.began + self.turn } else { 0 };
         match schedule {
             Schedule::Unthrottled => None,
-            Schedule::Paced { .. } => Some(schedule.intended(*publisher, self.round, 0)),
+            Schedule::Paced { .. } => {
+                Some(schedule.intended(*publisher, self.round, 0).max(earliest))
+            }
         }
     }
 
