@@ -88,6 +88,7 @@ fn wrong_values_are_told_plainly() {
         ("--max-connect-size 0", 2, "invalid value '0'"),
         ("--threads 0", 2, "not a number above 0"),
         ("--durability none", 2, "--data-dir"),
+        ("--receive-buffer 4G", 2, "less than 4G"),
     ] {
         let (was, stderr) = refused(&arguments.split(' ').collect::<Vec<_>>());
         assert_eq!(was, Some(code), "{arguments}: {stderr}");

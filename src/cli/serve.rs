@@ -98,6 +98,10 @@ struct DiskArgs {
     max_disk: u64,
 }
 
+fn parse_receive_buffer(text: &str) -> Result<u32, String> {
+    u32::try_from(parse_size(text)?).map_err(|_| "the system takes less than 4G".to_owned())
+}
+
 fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "not a number above 0".to_owned())
 }
@@ -193,6 +197,11 @@ struct Limits {
     /// Bytes waiting for one connection's socket from which on publishers are held back
     #[arg(long, value_name = "BYTES", default_value_t = Config::default().outbox_bytes)]
     outbox_bytes: usize,
+    /// Bytes of one client that the kernel holds until they are read, about; one client sends at
+    /// most so many in a round trip; 0: as many as the kernel likes
+    #[arg(long, value_name = "BYTES", default_value_t = server::RECEIVE_BUFFER,
+          value_parser = parse_receive_buffer)]
+    receive_buffer: u32,
     /// How long a full connection holds publishers back until it counts as slow, at a stretch; and
     /// all in all, beyond a tenth of the time, where other receivers of theirs go short
     #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = parse_span)]
@@ -267,7 +276,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, bind) if bind.is_empty() => vec!["127.0.0.1:1883".to_owned()],
         (None, bind) => bind,
     };
-    run_in(runtime, serve(config, args.disk, &addresses, args.port.is_some()))
+    let connections = config.max_connections;
+    let builder = Server::builder().config(config).receive_buffer(args.limits.receive_buffer);
+    run_in(runtime, serve(builder, connections, args.disk, &addresses, args.port.is_some()))
 }
 
 fn runtime(threads: Option<usize>, rest: Duration) -> io::Result<Runtime> {
@@ -331,7 +342,8 @@ impl DiskArgs {
 }
 
 async fn serve(
-    config: Config,
+    builder: Builder,
+    connections: usize,
     disk: DiskArgs,
     addresses: &[String],
     any: bool,
@@ -339,8 +351,6 @@ async fn serve(
     // Before anything is read: that may last, and the first process of a container would not even
     // be ended by a signal that it does not listen for.
     let mut signals = super::signals::Signals::listen().context("cannot listen for signals")?;
-    let connections = config.max_connections;
-    let builder = Server::builder().config(config);
     let opened = tokio::select! {
         opened = tokio::task::spawn_blocking(move || disk.open(builder)) => opened,
         signal = signals.recv() => {

@@ -52,6 +52,16 @@ use connection::Connection;
 
 /// Connections that the kernel completes before we accept them.
 const BACKLOG: i32 = 4096;
+/// What the kernel holds of one client's bytes, about, if nothing else is said.
+///
+/// Left alone Linux lets it grow (here to 32 MiB): memory that no limit of ours counts, and a queue
+/// in front of the broker that every message has to pass. 99th percentiles of unthrottled
+/// publishers, medians of four: 20 of 1 KiB 128 to 25 ms, mesh of 20 917 to 510 ms. A quarter of it
+/// gives 12 and 170 ms, but leaves so little at a time for one who sends to 1,000 receivers that
+/// each message costs 1.8 instead of 1.3 µs.
+pub const RECEIVE_BUFFER: u32 = 1 << 20;
+/// Linux doubles what it is asked for, and counts in 32 bits.
+const LARGEST_BUFFER: u32 = 1 << 30;
 /// How long to wait when the process has no descriptor left for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long wills may take when a server is dropped.
@@ -122,10 +132,20 @@ impl Clock {
 }
 
 /// Sets a server up.
-#[derive(Default)]
 pub struct Builder {
     config: Config,
     providers: Providers,
+    receive_buffer: u32,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            config: Config::default(),
+            providers: Providers::default(),
+            receive_buffer: RECEIVE_BUFFER,
+        }
+    }
 }
 
 impl Builder {
@@ -161,6 +181,15 @@ impl Builder {
     #[must_use]
     pub fn ack_retries(mut self, retries: u32) -> Self {
         self.config.ack_retries = retries;
+        self
+    }
+
+    /// How many bytes of one client the kernel holds until the broker reads them, about; 0: as many
+    /// as it likes, and so it is where it does not grant as many as are asked for. One client sends
+    /// at most so many bytes in a round trip.
+    #[must_use]
+    pub fn receive_buffer(mut self, bytes: u32) -> Self {
+        self.receive_buffer = bytes;
         self
     }
 
@@ -252,6 +281,7 @@ impl Builder {
             alive: Mutex::new(Some(alive)),
             ended: tokio::sync::Mutex::new(ended),
             ticking: Mutex::new(false),
+            receive_buffer: self.receive_buffer,
             store: None,
         }
     }
@@ -283,6 +313,7 @@ pub struct Server {
     alive: Mutex<Option<mpsc::Sender<()>>>,
     ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
     ticking: Mutex<bool>,
+    receive_buffer: u32,
     store: Option<Arc<Store>>,
 }
 
@@ -313,7 +344,8 @@ impl Server {
         .map_err(|error| ServerError::Resolve(bare.to_owned(), io::Error::other(error)))?
         .map_err(|error| ServerError::Resolve(bare.to_owned(), error))?;
         let first = resolved.first().ok_or_else(|| ServerError::Address(address.to_owned()))?;
-        let listener = bind(*first).map_err(|error| ServerError::Listen(*first, error))?;
+        let listener = bind(*first, self.receive_buffer)
+            .map_err(|error| ServerError::Listen(*first, error))?;
         let local = listener.local_addr().map_err(|error| ServerError::Listen(*first, error))?;
         self.start_ticking();
         if let Some(alive) = self.alive() {
@@ -456,8 +488,17 @@ impl Drop for Server {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+fn bind(address: SocketAddr, receive_buffer: u32) -> io::Result<TcpListener> {
+    let mut socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if receive_buffer > 0 {
+        // The connections have it from here, in time for the window that they offer.
+        let wanted = receive_buffer.min(LARGEST_BUFFER) as usize;
+        socket.set_recv_buffer_size(wanted)?;
+        if socket.recv_buffer_size()? < wanted {
+            // The little that is granted (net.core.rmem_max) would be less than it lets others have.
+            socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        }
+    }
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         // Else [::] would take the port of 0.0.0.0 too, and not be there beside it.
@@ -543,10 +584,27 @@ mod tests {
     use std::net::TcpStream as StdTcpStream;
     use std::os::unix::net::UnixStream as StdUnixStream;
 
+    use socket2::SockRef;
     use tokio::io::AsyncReadExt;
     use tokio::net::UnixStream;
 
     use super::*;
+
+    #[tokio::test]
+    async fn connections_have_the_receive_buffer_of_their_listener() {
+        const ASKED: u32 = 80_000;
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        for (asked, has_it) in [(ASKED, true), (0, false), (u32::MAX, false)] {
+            let listener = bind(any, asked).expect("a free port");
+            let address = listener.local_addr().expect("it is bound");
+            let _client = StdTcpStream::connect(address).expect("somebody listens");
+            let (stream, _) = listener.accept().await.expect("somebody connects");
+            let held = SockRef::from(&stream).recv_buffer_size().expect("a socket option");
+            // Linux doubles it, for what it needs itself.
+            assert_eq!([ASKED, 2 * ASKED].contains(&(held as u32)), has_it, "{asked}: {held}");
+            assert!(held < LARGEST_BUFFER as usize, "{asked}: {held}");
+        }
+    }
 
     /// The worker that asked for events went into a long turn, and the one that slept was not told:
     /// nobody was served until the turn ended.
