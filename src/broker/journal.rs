@@ -133,6 +133,11 @@ pub enum Haste {
     Lazy,
 }
 
+/// Bounds of the histogram of commit latencies, in microseconds; what took longer than the last of
+/// them is only in the number of commits.
+pub const COMMIT_BOUNDS_US: [u64; 12] =
+    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000];
+
 /// Figures of a journal, for `$SYS` and the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct JournalFigures {
@@ -145,6 +150,9 @@ pub struct JournalFigures {
     /// Times in microseconds from the beginning of a group's write to its being safe: the median,
     /// the 99th and 99.9th percentile and the longest of the commits since the start.
     pub commit_us: [u64; 4],
+    /// For each of [`COMMIT_BOUNDS_US`] the commits since the start that took at most so long. The
+    /// difference of two readings is the histogram of the time between.
+    pub commits_within: [u64; COMMIT_BOUNDS_US.len()],
     /// Bytes that are appended and not safe yet.
     pub waiting_bytes: u64,
     /// Bytes on disk, spare segments and all.

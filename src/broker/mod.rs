@@ -68,7 +68,10 @@ use hashbrown::{DefaultHashBuilder, HashMap};
 
 pub use config::{Config, QueuePolicy};
 pub use index::Stamp;
-pub use journal::{Batch, Haste, Journal, JournalFigures, Operation, Position, RecordId, Recovery};
+pub use journal::{
+    Batch, COMMIT_BOUNDS_US, Haste, Journal, JournalFigures, Operation, Position, RecordId,
+    Recovery,
+};
 pub use lifecycle::LastWills;
 pub use link::{Goodbye, Link, Progress};
 pub use message::{Message, PublishRef};

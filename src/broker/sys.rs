@@ -4,7 +4,7 @@
 
 use hashbrown::HashMap;
 
-use super::journal::JournalFigures;
+use super::journal::{COMMIT_BOUNDS_US, JournalFigures};
 use super::memory;
 use super::message::PublishRef;
 use super::stats::{DropReason, Snapshot};
@@ -147,6 +147,9 @@ fn journal_values(figures: &JournalFigures, put: &mut impl FnMut(&str, String)) 
     put("store/commit/batches/mean", mean(figures.batches));
     put("store/commit/bytes/mean", mean(figures.bytes));
     let [p50, p99, p999, max] = figures.commit_us;
+    for (bound, within) in COMMIT_BOUNDS_US.iter().zip(figures.commits_within) {
+        put(&format!("store/commit/latency/within/{bound}"), within.to_string());
+    }
     for (name, value) in [
         ("store/commits", figures.commits),
         ("store/commit/latency/p50", p50),

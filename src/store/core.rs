@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::broker::{Batch, Haste, Journal, JournalFigures, Position, RecordId, SharedOutlet};
+use crate::broker::{
+    Batch, COMMIT_BOUNDS_US, Haste, Journal, JournalFigures, Position, RecordId, SharedOutlet,
+};
 
 use super::disk::Disk;
 use super::recovery::Recovered;
@@ -57,14 +59,32 @@ pub(super) struct Figures {
     pub(super) commit_us: Histogram<u64>,
 }
 
+impl Figures {
+    fn new() -> Self {
+        let commit_us = Histogram::new_with_bounds(1, 600_000_000, 3);
+        let commit_us = commit_us.expect("the bounds are in order");
+        Self { sums: JournalFigures::default(), commit_us }
+    }
+
+    /// Counts a commit of so many batches and bytes, which took so long.
+    pub(super) fn note_commit(&mut self, batches: u64, bytes: u64, took: Duration) {
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.sums.commits += 1;
+        self.sums.batches += batches;
+        self.sums.bytes += bytes;
+        for (within, bound) in self.sums.commits_within.iter_mut().zip(COMMIT_BOUNDS_US) {
+            *within += u64::from(took_us <= bound);
+        }
+        self.commit_us.saturating_record(took_us);
+    }
+}
+
 impl Core {
     /// The store as it was found.
     pub(super) fn new(disk: Arc<dyn Disk>, options: &Options, found: Recovered) -> Self {
         static KEYS: AtomicU64 = AtomicU64::new(1);
         let Recovered { state, next_id, cut, .. } = found;
         let end = state.end();
-        let commit_us =
-            Histogram::new_with_bounds(1, 600_000_000, 3).expect("the bounds are in order");
         let core = Self {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
             disk,
@@ -83,7 +103,7 @@ impl Core {
             retired: AtomicBool::new(false),
             writer_wake: Condvar::new(),
             tidy_wake: Condvar::new(),
-            figures: Mutex::new(Figures { sums: JournalFigures::default(), commit_us }),
+            figures: Mutex::new(Figures::new()),
             began: Instant::now(),
         };
         core.count_room(&mut core.lock());
@@ -327,4 +347,20 @@ pub(super) fn segment_bytes(options: &Options) -> u64 {
 /// The size at which a group is closed.
 pub(super) fn max_group(options: &Options) -> usize {
     MAX_GROUP.min(segment_bytes(options) / 4) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_counts_below_every_bound_that_it_kept() {
+        let mut figures = Figures::new();
+        for micros in [90, 100, 101, 1_000_000, 2_000_000] {
+            figures.note_commit(3, 50, Duration::from_micros(micros));
+        }
+        let Figures { sums, commit_us } = figures;
+        assert_eq!((sums.commits, sums.batches, sums.bytes, commit_us.len()), (5, 15, 250, 5));
+        assert_eq!(sums.commits_within, [2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 4]);
+    }
 }

@@ -299,11 +299,7 @@ impl Core {
 
     fn count_commit(&self, writer: &mut Writer, batches: u64, bytes: u64) {
         let elapsed = writer.write_began.take().map_or(Duration::ZERO, |began| began.elapsed());
-        let mut figures = self.figures_mut();
-        figures.sums.commits += 1;
-        figures.sums.batches += batches;
-        figures.sums.bytes += bytes;
-        figures.commit_us.saturating_record(elapsed.as_micros() as u64);
+        self.figures_mut().note_commit(batches, bytes, elapsed);
     }
 
     /// Nothing that was not synced counts: all of it is to be written again, elsewhere, later.

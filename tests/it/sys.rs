@@ -224,6 +224,7 @@ fn the_disk_has_figures_of_its_own() {
         ("commit/latency/p50", 1.0),
         ("commit/latency/p99", 1.0),
         ("commit/latency/max", 1.0),
+        ("commit/latency/within/1000000", 1.0),
         ("commit/batches/mean", 1.0),
         ("commit/bytes/mean", 1.0),
         ("disk/bytes", 1_000.0),
